@@ -1,0 +1,58 @@
+"""Packaging of slm_jax; tool settings are in pyproject.toml, exact versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "slm_jax/__init__.py").read_text())
+
+setup(
+  name="slm_jax",
+  version=VERSION.group(1) if VERSION else "0",
+  description="SLM (arXiv:2310.00230) in JAX: frozen speech encoder + frozen T5-family LM + trained adapter",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  # `gin/` and `tasks/` stay in the checkout: a top-level package named `tasks` is not ours to install.
+  packages=find_packages(include=["slm_jax", "slm_jax.*"]),
+  package_data={"slm_jax": ["assets/**/*", "data/mini_world/*.tsv"]},
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "flax>=0.12",
+    "gin-config>=0.5",
+    "jax>=0.8",
+    "jiwer>=3.1",
+    "librosa>=0.10",
+    "matplotlib>=3.8",
+    "ml-dtypes>=0.5",
+    "numpy>=1.26",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "rich>=13",
+    "sacrebleu>=2.4",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "seqio>=0.0.19",
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "tensorboardX>=2.6",
+    "tensorflow>=2.19",
+    "tensorflow-datasets>=4.9.7",
+  ],
+  extras_require={
+    # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.
+    "mini": ["espeakng-loader>=0.2"],
+    "test": [
+      "pyright>=1.1.390",
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.9",
+      "torch>=2.6",
+      "transformers>=5.0",
+    ],
+  },
+  entry_points={"console_scripts": ["slm_jax=slm_jax.cli.main:console"]},
+)
