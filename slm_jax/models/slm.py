@@ -1,0 +1,91 @@
+"""SLM: speech encoder, adapter and LM as one Flax module with one parameter tree (arXiv:2310.00230, Fig. 1)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from slm_jax.batch import Batch
+from slm_jax.models.adapter import Adapter, AdapterConfig
+from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.t5 import T5, T5Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SLMConfig:
+  """The three parts. `speech_first` puts speech before the instruction (the default order)."""
+
+  speech_encoder: ConformerConfig
+  adapter: AdapterConfig
+  language_model: T5Config
+  speech_first: bool = True
+
+
+def join_compact(
+  first: jax.Array, first_mask: jax.Array, second: jax.Array, second_mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Concatenates two left-aligned sequences so that the second follows the first's last real position.
+
+  The LM was trained on text without holes, and its relative positions count padding; closing the gap makes
+  speech followed by an instruction look exactly like a sentence followed by an instruction.
+
+  Args:
+    first: [B, S, D], real positions first.
+    first_mask: bool [B, S], True = real.
+    second: [B, P, D], real positions first.
+    second_mask: bool [B, P].
+
+  Returns:
+    ([B, S + P, D], mask bool [B, S + P]); padding positions hold zeros.
+  """
+  lengths = first_mask.sum(-1, keepdims=True)  # [B, 1]
+  total = first.shape[1] + second.shape[1]
+  position = jnp.arange(total)[None]  # [1, S + P]
+  source = jnp.where(position < lengths, position, first.shape[1] + position - lengths)
+  mask = position < lengths + second_mask.sum(-1, keepdims=True)
+  joined = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
+  joined = jnp.take_along_axis(joined, jnp.minimum(source, total - 1)[..., None], axis=1)
+  return joined * mask[..., None], mask
+
+
+class SLM(nn.Module):
+  """Waveform and instruction in, logits of the target text out."""
+
+  config: SLMConfig
+
+  def setup(self):
+    cfg = self.config
+    self.speech_encoder = SpeechEncoder(cfg.speech_encoder)
+    self.adapter = Adapter(cfg.adapter, output_dim=cfg.language_model.emb_dim)
+    self.language_model = T5(cfg.language_model)
+
+  def embed_inputs(
+    self, audio: jax.Array, lengths: jax.Array, prompt: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """audio int16 [B, S], lengths [B], prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
+    encoded = self.speech_encoder(audio, lengths, train=train)
+    speech, speech_mask = self.adapter(encoded.frames, encoded.mask, encoded.ctc_logits, train=train)
+    text = self.language_model.embed(prompt)
+    parts = (speech, speech_mask), (text, prompt != self.config.language_model.pad_id)
+    first, second = parts if self.config.speech_first else parts[::-1]
+    return join_compact(*first, *second)
+
+  def encode(
+    self, audio: jax.Array, lengths: jax.Array, prompt: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Like `embed_inputs`, through the LM's encoder: (memory [B, S', D], mask bool [B, S'])."""
+    embeddings, mask = self.embed_inputs(audio, lengths, prompt, train=train)
+    return self.language_model.encode(embeddings, mask), mask
+
+  def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
+    """Teacher-forced logits [B, T, V], fp32.
+
+    `train` turns on the adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
+    """
+    assert batch.audio is not None and batch.audio_lengths is not None
+    memory, mask = self.encode(
+      batch.audio, batch.audio_lengths, batch.encoder_input_tokens, train=train
+    )
+    hidden = self.language_model.decode(memory, mask, batch.decoder_input_tokens)
+    return self.language_model.logits(hidden)

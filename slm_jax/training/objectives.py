@@ -1,0 +1,118 @@
+"""What a training run optimises: SLM's adapter, a CTC speech encoder, or a text LM.
+
+An objective owns one Flax module and says how a `Batch` becomes a summed loss. The step, the loop, the
+checkpoints and the mesh know nothing of the difference.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from slm_jax.batch import Batch
+from slm_jax.models.ctc import ctc_loss
+from slm_jax.models.slm import SLM
+from slm_jax.models.speech_encoder import SpeechEncoder
+from slm_jax.models.t5 import T5
+from slm_jax.training.losses import token_cross_entropy
+
+# Sums over the batch; "loss" and "weight" are always there and the step reports loss / weight.
+Sums = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+  """A module and its loss."""
+
+  def init(self, rng: jax.Array, batch: Batch):
+    """Fresh parameters, boxed with their logical axis names."""
+    ...
+
+  def loss(self, params: dict, batch: Batch, rng: jax.Array, *, train: bool = True) -> tuple[jax.Array, Sums]:
+    """(summed loss, sums over the batch)."""
+    ...
+
+
+def _rngs(rng: jax.Array) -> dict[str, jax.Array]:
+  names = ("dropout", "spec_augment", "length_reduction")
+  return dict(zip(names, jax.random.split(rng, len(names)), strict=True))
+
+
+def _token_sums(batch: Batch, logits: jax.Array, z_loss: float) -> Sums:
+  weights = batch.decoder_loss_weights
+  loss, correct = token_cross_entropy(logits, batch.decoder_target_tokens, weights, z_loss)  # pyright: ignore
+  return {"loss": loss, "correct": correct, "weight": weights.sum()}  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class SLMObjective:
+  """Token cross-entropy of the target text, through the frozen LM (SLM §3)."""
+
+  model: SLM
+
+  def init(self, rng: jax.Array, batch: Batch):
+    return self.model.init(rng, jax.tree.map(jnp.asarray, batch))["params"]
+
+  def loss(self, params, batch, rng, *, train=True):
+    logits = self.model.apply({"params": params}, batch, train=train, rngs=_rngs(rng))
+    sums = _token_sums(batch, logits, z_loss=0.0)  # pyright: ignore
+    sums["audio_seconds"] = jnp.sum(batch.audio_lengths) / 16_000.0
+    return sums["loss"], sums
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelObjective:
+  """Text to text, the LM alone."""
+
+  model: T5
+  z_loss: float = 1e-4
+
+  def init(self, rng: jax.Array, batch: Batch):
+    tokens = jnp.asarray(batch.encoder_input_tokens)
+    variables = self.model.init(rng, tokens, tokens != 0, jnp.asarray(batch.decoder_input_tokens))
+    return {"language_model": variables["params"]}
+
+  def loss(self, params, batch, rng, *, train=True):
+    variables = {"params": params["language_model"]}
+
+    def forward(model: T5):
+      mask = batch.encoder_input_tokens != model.config.pad_id
+      memory = model.encode(model.embed(batch.encoder_input_tokens), mask, train=train)
+      hidden = model.decode(memory, mask, batch.decoder_input_tokens, train=train)
+      return model.logits(hidden)
+
+    logits = nn.apply(forward, self.model)(variables, rngs=_rngs(rng))
+    sums = _token_sums(batch, logits, self.z_loss)  # pyright: ignore
+    return sums["loss"], sums
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechEncoderObjective:
+  """CTC over the transcript (USM §2.3), the speech encoder alone. `weight` counts utterances' label tokens."""
+
+  model: SpeechEncoder
+  eos_id: int = 1
+
+  def init(self, rng: jax.Array, batch: Batch):
+    variables = self.model.init(rng, jnp.asarray(batch.audio), jnp.asarray(batch.audio_lengths))
+    return {"speech_encoder": variables["params"]}
+
+  def loss(self, params, batch, rng, *, train=True):
+    encoded = self.model.apply(
+      {"params": params["speech_encoder"]},
+      batch.audio,
+      batch.audio_lengths,
+      train=train,
+      rngs=_rngs(rng),
+    )
+    labels = batch.decoder_target_tokens
+    real = (labels != 0) & (labels != self.eos_id)
+    losses = ctc_loss(encoded.ctc_logits, encoded.mask, labels, real)  # pyright: ignore
+    sums = {
+      "loss": losses.sum(),
+      "weight": real.sum().astype(jnp.float32),
+      "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
+    }
+    return sums["loss"], sums
+

@@ -1,0 +1,68 @@
+"""AdamW with a warm-up, gradient clipping, and one learning-rate schedule."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+DECAYS = ("cosine", "rsqrt", "constant")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """AdamW (Loshchilov & Hutter, arXiv:1711.05101) and its schedule.
+
+  After `warmup_steps` of linear warm-up to `learning_rate` the rate follows `decay`: "cosine" to 0 at the run's last
+  step, "rsqrt" (as in T5), or "constant".
+  """
+
+  learning_rate: float = 1e-3
+  warmup_steps: int = 1000
+  decay: str = "cosine"
+  b1: float = 0.9
+  b2: float = 0.98
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+
+  def __post_init__(self):
+    if self.decay not in DECAYS:
+      raise ValueError(f"decay={self.decay!r}: expected one of {DECAYS}")
+    if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
+      raise ValueError(
+        f"learning_rate={self.learning_rate} and clip_norm={self.clip_norm} must be positive, "
+        f"warmup_steps={self.warmup_steps} not negative"
+      )
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  """The schedule: update number (0 for the first) -> learning rate."""
+  warmup = max(config.warmup_steps, 1)
+
+  def schedule(count):
+    step = jnp.asarray(count, jnp.float32) + 1.0
+    if config.decay == "cosine":
+      progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+      after = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    elif config.decay == "rsqrt":
+      after = jnp.sqrt(warmup / jnp.maximum(step, warmup))
+    else:
+      after = jnp.float32(1.0)
+    return config.learning_rate * jnp.minimum(step / warmup, 1.0) * after
+
+  return schedule
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW. Vectors (norm scales, biases) are not decayed."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      learning_rate(config, total_steps),
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ),
+  )
+
