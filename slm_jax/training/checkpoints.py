@@ -1,0 +1,170 @@
+"""Training checkpoints: `checkpoint_<step>/` with the trained state, the data position and the base's fingerprint.
+
+Written by Orbax into a temporary folder that is renamed when complete, so a kill at any moment leaves the last good
+one. Frozen weights are not in it; their fingerprint is, and restoring over another base is refused.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from slm_jax.errors import UserError
+from slm_jax.training.step import TrainState
+
+
+class Batches(Protocol):
+  """An endless iterator of batches whose position can be written and read back."""
+
+  def __next__(self) -> dict[str, Any]: ...
+
+  def save(self, directory: str) -> None: ...
+
+  def restore(self, directory: str) -> None: ...
+
+  @property
+  def skipped(self) -> dict[str, int]: ...
+
+
+class DataPositionHandler(ocp.CheckpointHandler):
+  """Lets Orbax carry the data iterator's own files, one folder a process."""
+
+  def save(self, directory: epath.Path, args: "SaveDataPosition") -> None:
+    target = Path(directory) / f"process_{jax.process_index()}"
+    target.mkdir(parents=True, exist_ok=True)
+    args.batches.save(str(target))
+
+  def restore(self, directory: epath.Path, args: "RestoreDataPosition") -> None:
+    source = Path(directory) / f"process_{jax.process_index()}"
+    if not source.is_dir():
+      raise UserError(
+        f"{directory} holds no data position for process {jax.process_index()}; resume with the process count "
+        "that wrote it"
+      )
+    args.batches.restore(str(source))
+
+
+@ocp.args.register_with_handler(DataPositionHandler, for_save=True)
+@dataclasses.dataclass
+class SaveDataPosition(ocp.args.CheckpointArgs):
+  batches: Batches
+
+
+@ocp.args.register_with_handler(DataPositionHandler, for_restore=True)
+@dataclasses.dataclass
+class RestoreDataPosition(ocp.args.CheckpointArgs):
+  batches: Batches
+
+
+class Checkpoints:
+  """The checkpoints of one MODEL_DIR."""
+
+  def __init__(self, model_dir: str | Path, *, keep: int):
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, step_prefix="checkpoint", create=True, enable_async_checkpointing=True
+    )
+    self._manager = ocp.CheckpointManager(
+      Path(model_dir).absolute(), options=options, item_names=("state", "data", "info")
+    )
+
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: TrainState, batches: Batches, info: dict) -> None:
+    """Starts writing; the state is copied to the host first, so training may go on at once."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(dataclasses.asdict(_plain(state))),  # pyright: ignore
+        data=SaveDataPosition(batches),
+        info=ocp.args.JsonSave(info),
+      ),
+    )
+
+  def check_base(self, step: int, info: dict) -> None:
+    """Raises UserError if the checkpoint was trained over other frozen weights."""
+    saved = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+    for part, expected in info["frozen"].items():
+      found = saved["frozen"].get(part)
+      if found != expected:
+        raise UserError(
+          f"checkpoint_{step} in {self._manager.directory} was trained over another {part}: its fingerprint is "
+          f"{found}, the one loaded now is {expected}; point the run at the base it was trained on"
+        )
+
+  def restore(self, step: int, state: TrainState, batches: Batches | None, info: dict) -> TrainState:
+    """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position."""
+    self.check_base(step, info)
+    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state).__dict__)
+    args = {"state": ocp.args.StandardRestore(template)}
+    if batches is not None:
+      args["data"] = RestoreDataPosition(batches)  # pyright: ignore[reportArgumentType]
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**args))["state"]
+    except ValueError as error:
+      first = str(error).strip().split("\n")[0]
+      raise UserError(
+        f"checkpoint_{step} in {self._manager.directory} does not fit this model: {first}"
+      ) from error
+    return state.replace(**_typed(restored, state))
+
+  def wait(self) -> None:
+    """Blocks until everything that was started is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+@dataclasses.dataclass
+class _Plain:
+  step: Any
+  params: Any
+  opt_state: Any
+  rng: Any
+
+
+def _plain(state: TrainState) -> _Plain:
+  """Optimiser states are NamedTuples; a flat list of leaves survives any version of optax's classes."""
+  return _Plain(
+    step=state.step,
+    params=state.params,
+    opt_state={f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
+    rng=state.rng,
+  )
+
+
+def _typed(restored: dict, state: TrainState) -> dict:
+  leaves = [restored["opt_state"][key] for key in sorted(restored["opt_state"])]
+  tree = jax.tree.structure(state.opt_state)
+  return {**restored, "opt_state": jax.tree.unflatten(tree, leaves)}
+
+
+def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
+  """Refuses to continue a MODEL_DIR that holds a run of another config.
+
+  Args:
+    model_dir: the run's folder.
+    described: flat `{field: value}` of this run, JSON-ready.
+    free: fields that may change when a run is continued.
+  """
+  path = model_dir / "run.json"
+  if path.is_file():
+    before = json.loads(path.read_text())
+    for name in sorted(set(before) | set(described)):
+      if name not in free and before.get(name) != described.get(name):
+        raise UserError(
+          f"MODEL_DIR={str(model_dir)!r} holds a run with {name}={before.get(name)!r}, this one has "
+          f"{described.get(name)!r}; choose another MODEL_DIR or set it back (nothing was overwritten)"
+        )
+  elif model_dir.is_dir() and any(model_dir.glob("checkpoint_*")):
+    raise UserError(f"MODEL_DIR={str(model_dir)!r} holds checkpoints but no run.json; choose another MODEL_DIR")
+  model_dir.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(described, indent=1, sort_keys=True))
+  temporary.rename(path)

@@ -1,0 +1,71 @@
+"""What a training run is: the dataclasses that gin binds for `train` and `pretrain`."""
+
+import dataclasses
+
+from slm_jax.training.optimizer import OptimizerConfig
+from slm_jax.training.recipes import AdapterRecipe, LanguageModelRecipe, SpeechEncoderRecipe
+from slm_jax.training.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+  """A SeqIO task or mixture, read in batches."""
+
+  mixture_or_task_name: str
+  # Module whose import registers the task, e.g. "tasks.mini".
+  mixture_or_task_module: str
+  # Feature name -> longest length; audio in samples at 16 kHz, the rest in tokens.
+  task_feature_lengths: dict[str, int]
+  batch_size: int
+  split: str = "train"
+  seed: int = 0
+  # Cached tasks are made on first use with this many processes.
+  cache_processes: int = 2
+
+  def __post_init__(self):
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+    if any(length < 1 for length in self.task_feature_lengths.values()):
+      raise ValueError(f"task_feature_lengths={self.task_feature_lengths}: lengths must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeDatasetConfig:
+  """Noise and random tokens of a run's shapes: no TensorFlow, no data."""
+
+  task_feature_lengths: dict[str, int]
+  batch_size: int
+  vocab_size: int
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """One training run."""
+
+  model_dir: str
+  model: AdapterRecipe | LanguageModelRecipe | SpeechEncoderRecipe
+  train_dataset: DatasetConfig | FakeDatasetConfig
+  optimizer: OptimizerConfig
+  total_steps: int
+  mesh: MeshConfig = MeshConfig()
+  num_microbatches: int = 1
+  random_seed: int = 0
+  log_period: int = 10
+  checkpoint_period: int = 200
+  keep_checkpoints: int = 2
+  # Adapter (or whole-model) checkpoint to start from when MODEL_DIR has none.
+  initial_checkpoint_path: str | None = None
+
+  def __post_init__(self):
+    for name in ("total_steps", "num_microbatches", "log_period", "checkpoint_period", "keep_checkpoints"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+  """A training run of a frozen part, and the folder its final weights are written to."""
+
+  run: TrainConfig
+  output_dir: str

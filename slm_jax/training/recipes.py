@@ -1,0 +1,130 @@
+"""What can be trained: the adapter between two frozen models, or one of the two on its own.
+
+A recipe is the gin-facing description; `build` reads weights and returns the objective with its starting parameters.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slm_jax import interop
+from slm_jax.batch import Batch
+from slm_jax.errors import UserError
+from slm_jax.models.adapter import AdapterConfig, scale_output_norm
+from slm_jax.models.slm import SLM, SLMConfig
+from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.t5 import T5, T5Config
+from slm_jax.training.objectives import (
+  LanguageModelObjective,
+  Objective,
+  SLMObjective,
+  SpeechEncoderObjective,
+)
+
+PACKAGE_PREFIX = "slm_jax:"
+
+
+def resolve_path(path: str) -> Path:
+  """`slm_jax:mini/…` names a file or folder shipped with the package; anything else is a path as it stands."""
+  if path.startswith(PACKAGE_PREFIX):
+    return Path(__file__).parent.parent / "assets" / path.removeprefix(PACKAGE_PREFIX)
+  return Path(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+  """A recipe with its weights read."""
+
+  objective: Objective
+  trainable: str
+  # Weights read from files, nested {speech_encoder: …, language_model: …}; absent parts start fresh.
+  loaded: dict
+  # Last touch to freshly initialised trained parameters, given everything.
+  finish: Callable[[dict, dict], dict]
+  tokenizer: Any
+
+
+def _unchanged(fresh: dict, loaded: dict) -> dict:
+  return fresh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterRecipe:
+  """SLM: the adapter is trained, both bases are frozen."""
+
+  speech_encoder: str
+  language_model: str
+  adapter: AdapterConfig
+  speech_first: bool = True
+  # Regular expression over parameter paths; what it does not match is frozen.
+  trainable: str = "adapter/.*"
+  # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU.
+  frozen_dtype: str = "float32"
+
+  def build(self) -> Built:
+    encoder = interop.load_speech_encoder(resolve_path(self.speech_encoder), dtype=self.frozen_dtype)
+    lm = interop.load_language_model(resolve_path(self.language_model), dtype=self.frozen_dtype)
+    # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
+    config = SLMConfig(
+      speech_encoder=dataclasses.replace(encoder.config, dropout_rate=0.0, spec_augment=None),
+      adapter=self.adapter,
+      language_model=dataclasses.replace(lm.config, dropout_rate=0.0),
+      speech_first=self.speech_first,
+    )
+
+    def finish(fresh: dict, loaded: dict) -> dict:
+      embedding = loaded["language_model"]["token_embedder"]["embedding"]
+      return {**fresh, "adapter": scale_output_norm(fresh["adapter"], embedding)}
+
+    loaded = {"speech_encoder": encoder.params, "language_model": lm.params}
+    return Built(SLMObjective(SLM(config)), self.trainable, loaded, finish, lm.tokenizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechEncoderRecipe:
+  """A CTC speech encoder, trained whole from scratch."""
+
+  config: ConformerConfig
+  tokenizer: str
+
+  def build(self) -> Built:
+    tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
+    model = SpeechEncoder(self.config)
+    return Built(SpeechEncoderObjective(model), "speech_encoder/.*", {}, _unchanged, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelRecipe:
+  """A T5-family LM, trained whole from scratch."""
+
+  config: T5Config
+  tokenizer: str
+  z_loss: float = 1e-4
+
+  def build(self) -> Built:
+    tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
+    objective = LanguageModelObjective(T5(self.config), self.z_loss)
+    return Built(objective, "language_model/.*", {}, _unchanged, tokenizer)
+
+
+def _tokenizer(path: str, vocab_size: int):
+  import sentencepiece
+
+  resolved = resolve_path(path)
+  if not resolved.is_file():
+    raise UserError(f"tokenizer {resolved} does not exist; expected a SentencePiece model (spiece.model)")
+  tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(resolved))
+  if tokenizer.vocab_size() > vocab_size:
+    raise UserError(
+      f"tokenizer {resolved} has {tokenizer.vocab_size()} pieces, the model's vocab_size is {vocab_size}; "
+      "raise vocab_size"
+    )
+  return tokenizer
+
+
+def init_params(objective: Objective, batch: Batch, seed: int):
+  """Fresh boxed parameters of the whole module; call under `jax.eval_shape` or `jit` so that unused parts cost nothing."""
+  return objective.init(jax.random.key(seed), batch)
