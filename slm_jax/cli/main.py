@@ -1,0 +1,89 @@
+"""`slm_jax MODE …`: one console script for every job, with T5X's flags."""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from slm_jax.errors import UserError
+
+MODES = {
+  "train": "train an adapter (or continue a run) from a gin file",
+  "eval": "score a trained adapter on SeqIO tasks and write a report",
+  "infer": "answer instructions about audio files",
+  "tasks": "list SeqIO tasks, or fill their caches",
+  "pretrain": "train one of the two frozen models of the miniature",
+}
+USAGE = "usage: slm_jax MODE [flags]   (slm_jax MODE --help shows an example)\n\nmodes:\n" + "".join(
+  f"  {name:<9} {text}\n" for name, text in MODES.items()
+)
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse whose mistakes are user errors: one line, exit 2."""
+
+  def error(self, message: str):
+    raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def parser_for(mode: str, example: str) -> Parser:
+  """A parser with the flags every mode shares; `example` is shown by --help."""
+  parser = Parser(
+    prog=f"slm_jax {mode}",
+    description=MODES[mode],
+    epilog=f"example:\n  {example}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--gin_file", action="append", default=[], help="repeatable; later ones win")
+  parser.add_argument("--gin_search_paths", default="", help="comma-separated folders of gin files")
+  parser.add_argument("--tfds_data_dir", help="where TFDS keeps its data sets")
+  parser.add_argument("--seqio_additional_cache_dirs", default="", help="comma-separated")
+  return parser
+
+
+def parse(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Splits `--gin.NAME=VALUE` bindings off; returns (flags, bindings)."""
+  bindings = [arg.removeprefix("--gin.") for arg in argv if arg.startswith("--gin.")]
+  for binding in bindings:
+    if "=" not in binding:
+      raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
+  flags = parser.parse_args([arg for arg in argv if not arg.startswith("--gin.")])
+  return flags, bindings
+
+
+def cache_dir() -> Path:
+  """Where caches live: $SLM_JAX_CACHE_DIR, by default ~/.cache/slm_jax."""
+  return Path(os.environ.get("SLM_JAX_CACHE_DIR", Path.home() / ".cache" / "slm_jax"))
+
+
+def _quiet_environment() -> None:
+  """Set before JAX and TensorFlow are imported: compilations are kept between runs, and TF says only errors."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def main(argv: list[str]) -> int:
+  """Runs one mode; returns the exit status. User errors are one line on stderr and status 2."""
+  if not argv or argv[0] in ("-h", "--help"):
+    print(USAGE, end="")
+    return 0 if argv else 2
+  mode, rest = argv[0], argv[1:]
+  try:
+    if mode not in MODES:
+      raise UserError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")
+    _quiet_environment()
+    # Tasks and gin files are found from the working directory, as in T5X.
+    sys.path.insert(0, os.getcwd())
+    return importlib.import_module(f"slm_jax.cli.{mode}").run(rest)
+  except UserError as error:
+    print(f"slm_jax: error: {error}", file=sys.stderr)
+    return 2
+  except BrokenPipeError:
+    return 1
+
+
+def console() -> None:
+  """Entry point of the console script."""
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,23 @@
+"""`slm_jax train`."""
+
+from slm_jax.cli.main import parse, parser_for
+
+EXAMPLE = "slm_jax train --gin_file=experiments/mini.gin --gin.MODEL_DIR=\"'runs/mini'\""
+
+
+def run(argv: list[str]) -> int:
+  """Trains; returns the exit status."""
+  parser = parser_for("train", EXAMPLE)
+  parser.add_argument("--dry_run", action="store_true", help="check the config and stop")
+  flags, bindings = parse(parser, argv)
+  from slm_jax import config
+  from slm_jax.cli.batches import open_batches
+  from slm_jax.training.loop import train
+
+  config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
+  run_config = config.build("train")
+  if flags.dry_run:
+    print(config.operative())
+    return 0
+  train(run_config, open_batches(run_config, flags), run_text=config.operative())
+  return 0

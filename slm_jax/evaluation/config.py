@@ -1,0 +1,31 @@
+"""What an evaluation is: the dataclass that gin binds for `eval`."""
+
+import dataclasses
+
+from slm_jax.training.recipes import AdapterRecipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+  """Scores of one trained adapter on SeqIO tasks."""
+
+  model_dir: str
+  model: AdapterRecipe
+  tasks: tuple[str, ...]
+  mixture_or_task_module: str
+  task_feature_lengths: dict[str, int]
+  batch_size: int
+  split: str = "validation"
+  # Examples scored per task; None scores the whole split.
+  num_examples: int | None = None
+  # Checkpoint to score; None takes the newest in MODEL_DIR.
+  step: int | None = None
+  num_beams: int = 1
+
+  def __post_init__(self):
+    if not self.tasks:
+      raise ValueError("tasks=(): expected at least one SeqIO task")
+    if self.batch_size < 1 or self.num_beams < 1:
+      raise ValueError(
+        f"batch_size={self.batch_size}, num_beams={self.num_beams}: expected at least 1"
+      )

@@ -1,0 +1,95 @@
+"""A trained SLM ready to answer: what `eval` and `infer` run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slm_jax.models.ctc import greedy_decode
+from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
+from slm_jax.models.language_model import LanguageModel
+from slm_jax.models.slm import SLM
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechLanguageModel:
+  """SLM with its weights.
+
+  Attributes:
+    model: the Flax module.
+    params: nested {speech_encoder, adapter, language_model}.
+    tokenizer: the LM's SentencePiece processor.
+    ctc_tokenizer: the speech encoder's SentencePiece processor, for CTC transcripts.
+    max_samples: samples at 16 kHz that one call takes; longer audio goes in chunks.
+  """
+
+  model: SLM
+  params: dict
+  tokenizer: Any
+  ctc_tokenizer: Any
+  max_samples: int
+
+  @functools.cached_property
+  def language_model(self) -> LanguageModel:
+    """The frozen LM alone: text in, text out."""
+    params = self.params["language_model"]
+    return LanguageModel(self.model.config.language_model, params, self.tokenizer)
+
+  @functools.cached_property
+  def _encode(self):
+    def encode(params, audio, lengths, prompt):
+      return self.model.apply({"params": params}, audio, lengths, prompt, method="encode")
+
+    return jax.jit(encode)
+
+  @functools.cached_property
+  def _ctc(self):
+    def decode(params, audio, lengths):
+      encoder = self.model.config.speech_encoder
+      from slm_jax.models.speech_encoder import SpeechEncoder
+
+      encoded = SpeechEncoder(encoder).apply({"params": params}, audio, lengths)
+      return greedy_decode(encoded.ctc_logits, encoded.mask)  # pyright: ignore
+
+    return jax.jit(decode)
+
+  def generate(
+    self,
+    audio: np.ndarray,
+    lengths: np.ndarray,
+    prompt_tokens: np.ndarray,
+    *,
+    max_new_tokens: int = 64,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+  ) -> GenerationResult:
+    """Answers an instruction about speech.
+
+    Args:
+      audio: int16 [B, S] at 16 kHz, S <= max_samples.
+      lengths: int32 [B], real samples.
+      prompt_tokens: int32 [B, P], the instruction with EOS, pad 0.
+      max_new_tokens: longest answer in tokens.
+      num_beams: 1 is greedy.
+      length_penalty: exponent of the length a beam's score is divided by.
+
+    Returns:
+      ids int32 [B, max_new_tokens] and scores fp32 [B].
+    """
+    memory, mask = self._encode(
+      self.params, jnp.asarray(audio), jnp.asarray(lengths), jnp.asarray(prompt_tokens)
+    )
+    config = GenerationConfig(
+      max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty
+    )
+    lm = self.language_model
+    return generate(lm.module, lm.params, memory, mask, config)
+
+  def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
+    """Greedy CTC transcripts of the frozen speech encoder alone; audio int16 [B, S], lengths int32 [B]."""
+    ids, counts = self._ctc(self.params["speech_encoder"], jnp.asarray(audio), jnp.asarray(lengths))
+    ids, counts = np.asarray(ids), np.asarray(counts)
+    return [self.ctc_tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)]
