@@ -1,0 +1,53 @@
+"""Finds registered SeqIO tasks by name, and makes sure their offline caches are there."""
+
+import difflib
+import importlib
+from pathlib import Path
+
+import seqio
+
+from slm_jax.data import seqio_cache
+from slm_jax.errors import UserError
+
+
+def set_directories(tfds_data_dir: str | None, cache_dirs: str) -> None:
+  """Tells SeqIO where TFDS keeps data and where offline caches are; `cache_dirs` is comma-separated."""
+  if tfds_data_dir:
+    seqio.set_tfds_data_dir_override(tfds_data_dir)
+  extra = [folder for folder in cache_dirs.split(",") if folder]
+  seqio.set_global_cache_dirs([str(seqio_cache.default_cache_dir()), *extra])
+
+
+def find(name: str, module: str) -> seqio.Task | seqio.Mixture:
+  """Imports `module` and returns the task or mixture `name`.
+
+  Raises:
+    UserError: the module does not import, or no such task; the message lists near misses.
+  """
+  try:
+    importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name and not (module + ".").startswith(error.name + "."):
+      raise
+    raise UserError(
+      f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; run from the checkout or name the "
+      "module that registers the task"
+    ) from error
+  names = names_registered()
+  if name not in names:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"registered: {', '.join(names)}"
+    raise UserError(f"MIXTURE_OR_TASK_NAME={name!r} is not registered by {module}; {hint}")
+  return seqio.get_mixture_or_task(name)
+
+
+def names_registered() -> list[str]:
+  """Names of all tasks and mixtures registered so far."""
+  return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+
+
+def fill_caches(name: str, *, num_processes: int) -> None:
+  """Makes the offline caches that `name` lacks; finished shards of an interrupted run are kept."""
+  for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+    if task.requires_caching and not task.cache_dir:
+      seqio_cache.cache_task(task.name, num_processes=num_processes)
