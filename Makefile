@@ -1,0 +1,38 @@
+# make demo: from nothing to a trained adapter and its report. make test: lint, types, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL_DIR ?= runs/mini
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint golden clean
+
+setup: $(STAMP)
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mini]"
+	touch $@
+
+# The tests' extra holds torch: the independent reference that parity tests compare with.
+$(VENV)/.installed-test: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mini,test]"
+	touch $@
+
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" MODEL_DIR=$(MODEL_DIR) bash benchmarks/demo.sh
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+golden: $(STAMP)
+	$(BIN)/python benchmarks/golden.py --model_dir $(MODEL_DIR)
+
+clean:
+	rm -rf $(VENV) build *.egg-info
