@@ -1,0 +1,225 @@
+"""The T5 family (T5, T5 1.1, mT5, umT5) as one Flax module: tokens or ready embeddings in, logits out.
+
+Parameter names are T5X's, with the layers of a stack stacked along a leading axis under `layers`.
+B batch, S source length, T target length, D model width, N heads, H head width, V vocab, L layers, K beams.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from slm_jax.models.relative_position import relative_position_bucket
+from slm_jax.models.t5_attention import KeyValue
+from slm_jax.models.t5_config import T5Config
+from slm_jax.models.t5_layers import DecoderLayer, EncoderLayer, RMSNorm, relpos_bias
+
+_REMAT_POLICY = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class DecodingCache(NamedTuple):
+  """What decoding keeps between tokens."""
+
+  # Keys and values of the encoder's output, [L, B, S, N, H]; the beams of a row share them.
+  memory: KeyValue
+  # Keys and values of the tokens so far, [L, B, K, T, N, H].
+  tokens: KeyValue
+
+
+def _stack(layer: type[nn.Module], cfg: T5Config, length: int, axes: dict[str, dict]) -> nn.Module:
+  """`length` layers as one module; `axes` gives in_axes and out_axes of each method that runs over all of them."""
+  if cfg.remat != "none":
+    # `train` is the last argument of both layers' __call__; index 0 is the module itself.
+    train_index = 1 + len(axes["__call__"]["in_axes"])
+    layer = nn.remat(
+      layer, prevent_cse=False, static_argnums=(train_index,), policy=_REMAT_POLICY[cfg.remat]
+    )
+  common = {
+    "variable_axes": {"params": 0},
+    "split_rngs": {"params": True, "dropout": True},
+    "length": length,
+    "metadata_params": {nn.PARTITION_NAME: "layers"},
+  }
+  methods = {name: {**common, **axis} for name, axis in axes.items()}
+  return nn.scan(layer, methods=methods)(cfg)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _buckets(cfg: T5Config, query: jax.Array, key: jax.Array, *, bidirectional: bool) -> jax.Array:
+  """Positions [T] and [S] -> relative position buckets [T, S]."""
+  return relative_position_bucket(
+    key[None, :] - query[:, None],
+    bidirectional=bidirectional,
+    num_buckets=cfg.relpos_num_buckets,
+    max_distance=cfg.relpos_max_distance,
+  )
+
+
+class TokenEmbedder(nn.Module):
+  """Token embedding, looked up by gather."""
+
+  config: T5Config
+
+  def setup(self):
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+    self.embedding = self.param("embedding", init, (self.config.vocab_size, self.config.emb_dim))
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+
+  def attend(self, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] -> products with every embedding, fp32 [..., V]."""
+    embedding = self.embedding.astype(hidden.dtype)
+    return jnp.einsum("...D,VD->...V", hidden, embedding, preferred_element_type=jnp.float32)
+
+
+class Encoder(nn.Module):
+  """The encoder's stack and its final norm."""
+
+  config: T5Config
+
+  def setup(self):
+    cfg = self.config
+    if not cfg.per_layer_relpos:
+      self.relpos_bias = relpos_bias(cfg)
+    axes = {"__call__": {"in_axes": (nn.broadcast,) * 3}}
+    self.layers = _stack(EncoderLayer, cfg, cfg.num_encoder_layers, axes)
+    self.encoder_norm = RMSNorm(cfg)
+    self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+  def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    """x [B, S, D], mask bool [B, S] -> [B, S, D]."""
+    positions = jnp.arange(x.shape[1])
+    position = _buckets(self.config, positions, positions, bidirectional=True)
+    if not self.config.per_layer_relpos:
+      position = self.relpos_bias(position)
+    x = self.dropout(x, deterministic=not train)
+    x, _ = self.layers(x, mask[:, None, None, :], position, train)
+    return self.dropout(self.encoder_norm(x), deterministic=not train)
+
+
+class Decoder(nn.Module):
+  """The decoder's stack, its final norm, and the output projection unless that is tied to the embedding."""
+
+  config: T5Config
+
+  def setup(self):
+    cfg = self.config
+    if not cfg.per_layer_relpos:
+      self.relpos_bias = relpos_bias(cfg)
+    axes = {
+      "__call__": {"in_axes": (nn.broadcast,) * 5},
+      "project_memory": {"in_axes": (nn.broadcast,)},
+      "step": {"in_axes": (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)},
+    }
+    self.layers = _stack(DecoderLayer, cfg, cfg.num_decoder_layers, axes)
+    self.decoder_norm = RMSNorm(cfg)
+    self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+    if not cfg.logits_via_embedding:
+      init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+      self.logits_dense = nn.Dense(
+        cfg.vocab_size,
+        use_bias=False,
+        dtype=jnp.dtype(cfg.dtype),
+        kernel_init=nn.with_logical_partitioning(init, ("embed", "vocab")),
+      )
+
+  def __call__(self, x, memory, mask, *, train: bool) -> jax.Array:
+    """x [B, T, D], memory [B, S, D], mask bool [B, S] -> [B, T, D]."""
+    positions = jnp.arange(x.shape[1])
+    position = _buckets(self.config, positions, positions, bidirectional=False)
+    if not self.config.per_layer_relpos:
+      position = self.relpos_bias(position)
+    causal_mask = (positions[:, None] >= positions[None, :])[None, None]
+    x = self.dropout(x, deterministic=not train)
+    x, _ = self.layers(x, memory, mask[:, None, None, :], causal_mask, position, train)
+    return self.dropout(self.decoder_norm(x), deterministic=not train)
+
+  def project_memory(self, memory: jax.Array) -> KeyValue:
+    """memory [B, S, D] -> every layer's keys and values of it, [L, B, S, N, H]."""
+    return self.layers.project_memory(None, memory)[1]
+
+  def step(self, x, cache: DecodingCache, mask, index) -> tuple[jax.Array, DecodingCache]:
+    """x [B, K, D] at position `index`, mask bool [B, S] -> ([B, K, D], cache)."""
+    length = cache.tokens.key.shape[3]
+    position = _buckets(self.config, index[None], jnp.arange(length), bidirectional=False)
+    if not self.config.per_layer_relpos:
+      position = self.relpos_bias(position)
+    layers = jnp.arange(self.config.num_decoder_layers)
+    (x, tokens), _ = self.layers.step(
+      (x, cache.tokens), layers, cache.memory, mask[:, None, None, :], position, index
+    )
+    return self.decoder_norm(x), cache._replace(tokens=tokens)
+
+
+class T5(nn.Module):
+  """Encoder-decoder LM. Masks are True where a position is real; what stands elsewhere changes nothing."""
+
+  config: T5Config
+
+  def setup(self):
+    self.token_embedder = TokenEmbedder(self.config)
+    self.encoder = Encoder(self.config)
+    self.decoder = Decoder(self.config)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """tokens int32 [B, T] -> [B, T, D]."""
+    return self.token_embedder(tokens)
+
+  def encode(self, embeddings: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+    """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count padding and holes too."""
+    # Not only hidden by attention but blanked: padding may hold anything, NaN included, and gets gradient 0.
+    embeddings = jnp.where(mask[..., None], embeddings, 0).astype(self.config.dtype)
+    return self.encoder(embeddings, mask, train=train)
+
+  def decode(
+    self,
+    memory: jax.Array,
+    mask: jax.Array,
+    decoder_input_tokens: jax.Array,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """memory [B, S, D], mask bool [B, S], decoder_input_tokens int32 [B, T] -> hidden [B, T, D].
+
+    Position t sees tokens 0 … t; the first token is `pad_id`.
+    """
+    x = self.token_embedder(decoder_input_tokens)
+    return self.decoder(x, self._real(memory, mask), mask, train=train)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] -> logits fp32 [..., V]."""
+    if self.config.logits_via_embedding:
+      return self.token_embedder.attend(hidden * self.config.emb_dim**-0.5)
+    return self.decoder.logits_dense(hidden).astype(jnp.float32)
+
+  def __call__(
+    self, encoder_tokens: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array
+  ) -> jax.Array:
+    """encoder_tokens int32 [B, S], mask bool [B, S], decoder_input_tokens int32 [B, T] -> logits fp32 [B, T, V]."""
+    memory = self.encode(self.embed(encoder_tokens), mask)
+    return self.logits(self.decode(memory, mask, decoder_input_tokens))
+
+  def init_cache(
+    self, memory: jax.Array, mask: jax.Array, *, num_beams: int, length: int
+  ) -> DecodingCache:
+    """A cache for `length` tokens of `num_beams` beams, with keys and values of memory [B, S, D] computed."""
+    cfg = self.config
+    shape = (cfg.num_decoder_layers, memory.shape[0], num_beams, length)
+    zeros = jnp.zeros((*shape, cfg.num_heads, cfg.head_dim), cfg.dtype)
+    projected = self.decoder.project_memory(self._real(memory, mask))
+    return DecodingCache(projected, KeyValue(zeros, zeros))
+
+  def decode_step(
+    self, tokens: jax.Array, index: jax.Array, cache: DecodingCache, mask: jax.Array
+  ) -> tuple[jax.Array, DecodingCache]:
+    """One token further: tokens int32 [B, K] at position `index` (int32 []) -> (logits fp32 [B, K, V], cache)."""
+    hidden, cache = self.decoder.step(self.token_embedder(tokens), cache, mask, index)
+    return self.logits(hidden), cache
+
+  def _real(self, memory: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask[..., None], memory, 0).astype(self.config.dtype)
