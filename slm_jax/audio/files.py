@@ -97,10 +97,11 @@ def split_audio(
 
   The ranges cover every sample exactly once: a model with a fixed input length must neither lose
   the end of a recording without a word nor hear anything twice. Audio that fits is one range.
-  Otherwise each cut lies at the centre of the quietest `window_samples` (100 ms) within the last
-  `search_samples` before the limit (default a quarter of it), where it is least likely to split
-  a word; of equally quiet places the latest is taken, for fewer chunks. The last cut leaves at
-  least half of `search_samples`, as a chunk of a few milliseconds would only make a model guess.
+  Otherwise each cut lies at the centre of the quietest `window_samples` (100 ms, but at most a
+  quarter of the search) within the last `search_samples` before the limit (default a quarter of
+  it), where it is least likely to split a word; of equally quiet places the latest is taken, for
+  fewer chunks. The last cut leaves at least half of `search_samples`, as a chunk of a few
+  milliseconds would only make a model guess.
   Energies are summed in integers, so the cuts are the same on every machine.
 
   Raises ValueError for a limit below 4 samples or a search range that is not within 2…limit-1.
@@ -114,12 +115,13 @@ def split_audio(
     )
   if window_samples < 1:
     raise ValueError(f"{window_samples=} must be at least 1")
+  window = min(window_samples, max(1, search // 4))
   total = len(samples)
   ranges, start = [], 0
   while total - start > max_samples:
     low = start + max_samples - search
     high = min(start + max_samples, total - search // 2)
-    cut = low + _quietest(samples[low:high], window_samples)
+    cut = low + _quietest(samples[low:high], window)
     ranges.append((start, cut))
     start = cut
   if start < total:
@@ -129,7 +131,6 @@ def split_audio(
 
 def _quietest(samples: np.ndarray, window: int) -> int:
   """Centre of the last window with the least energy; in 0…len-1."""
-  window = min(window, len(samples))
   energy = np.concatenate([[0], np.cumsum(samples.astype(np.int64) ** 2)])
   sums = energy[window:] - energy[:-window]
   last = len(sums) - 1 - int(np.argmin(sums[::-1]))
