@@ -99,9 +99,7 @@ class DecoderLayer(nn.Module):
     self.mlp = MLP(cfg)
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-  def __call__(
-    self, x, memory, mask, causal_mask, position, train: bool
-  ) -> tuple[jax.Array, None]:
+  def __call__(self, x, memory, mask, causal_mask, position, train: bool) -> tuple[jax.Array, None]:
     """All positions at once.
 
     x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S], causal_mask bool [1, 1, T, T], position: the stack's bias

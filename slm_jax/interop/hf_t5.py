@@ -1,0 +1,264 @@
+"""T5-family language models to and from Hugging Face folders (config.json, safetensors, spiece.model)."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from flax import traverse_util
+
+from slm_jax.errors import UserError
+from slm_jax.interop import safetensors_folder as folders
+from slm_jax.models.language_model import LanguageModel
+from slm_jax.models.t5 import T5Config
+
+_ARCHITECTURES = {
+  "t5": "T5ForConditionalGeneration",
+  "mt5": "MT5ForConditionalGeneration",
+  "umt5": "UMT5ForConditionalGeneration",
+}
+# `feed_forward_proj` -> activations. Plain "gelu" is the erf form there, which no released T5 uses.
+_ACTIVATIONS = {
+  "gated-gelu": ("gelu", "linear"),
+  "gated-relu": ("relu", "linear"),
+  "gated-silu": ("silu", "linear"),
+  "relu": ("relu",),
+  "silu": ("silu",),
+}
+_REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+_HEAD = "lm_head.weight"
+# Files written by PyTorch repeat shared tensors under these names.
+_DUPLICATES = (
+  "encoder.embed_tokens.weight",
+  "decoder.embed_tokens.weight",
+  # Older mT5 and T5 files carry one bias that their own model never used.
+  "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+)
+
+
+def load_language_model(path: Path | str, *, dtype: str | None = None) -> LanguageModel:
+  """Reads a T5, T5 1.1, mT5 or umT5 folder.
+
+  Args:
+    path: folder with config.json, model.safetensors or shards with an index, and usually spiece.model.
+    dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types. Computation is in fp32
+      unless `config.dtype` is replaced.
+
+  Raises:
+    UserError: a file is missing or damaged, or a tensor is missing, surplus, mis-shaped or not finite.
+  """
+  folders.check_dtype(dtype)
+  folder = Path(path)
+  raw = folders.read_config(folder)
+  config, scaled = _to_config(raw, folder)
+  tensors = folders.TensorFolder(folder)
+  if scaled:
+    if _HEAD in tensors.shapes and "shared.weight" in tensors.shapes:
+      _check_head_is_tied(tensors)
+    config = dataclasses.replace(config, logits_via_embedding=True)
+  params = _read_params(tensors, config, dtype)
+  return LanguageModel(config, params, folders.read_tokenizer(folder))
+
+
+def save_language_model(
+  path: Path | str,
+  config: T5Config,
+  params: Mapping,
+  tokenizer_model_path: Path | str | None = None,
+) -> None:
+  """Writes a folder that `load_language_model` and Hugging Face Transformers read.
+
+  Args:
+    path: folder, created if it is not there; files of an earlier save are replaced, the weights last.
+    config: the model's shape.
+    params: nested dict of arrays as T5 creates them (unboxed).
+    tokenizer_model_path: SentencePiece model to copy to spiece.model.
+  """
+  folder = Path(path)
+  arrays = {
+    name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()
+  }
+  expected = {name: shape for name, shape, _ in _parameters(config)}
+  if (actual := {name: array.shape for name, array in arrays.items()}) != expected:
+    different = sorted(set(actual.items()) ^ set(expected.items()))
+    raise ValueError(f"parameters do not fit the config: {different[:4]}")
+  tensors: dict[str, np.ndarray] = {}
+  for name, _, source in _parameters(config):
+    stacked = arrays[name] if source.stacked else arrays[name][None]
+    for tensor_name, array in zip(source.names, stacked, strict=True):
+      tensors[tensor_name] = array.T if source.transposed else array
+  folders.write_config(folder, _from_config(config, arrays["token_embedder/embedding"].dtype.name))
+  if tokenizer_model_path is not None:
+    folders.write_bytes(folder / folders.TOKENIZER_NAME, Path(tokenizer_model_path).read_bytes())
+  folders.write_tensors(folder, tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """Where a parameter lies in the file: one tensor, or one for each layer."""
+
+  names: tuple[str, ...]
+  stacked: bool
+  transposed: bool
+
+
+def _parameters(cfg: T5Config) -> Iterator[tuple[str, tuple[int, ...], _Source]]:
+  """Every parameter's path, shape and source."""
+  embedding = (cfg.vocab_size, cfg.emb_dim)
+  yield "token_embedder/embedding", embedding, _Source(("shared.weight",), False, False)
+  if not cfg.logits_via_embedding:
+    source = _Source((_HEAD,), False, True)
+    yield "decoder/logits_dense/kernel", embedding[::-1], source
+  for side, length in (("encoder", cfg.num_encoder_layers), ("decoder", cfg.num_decoder_layers)):
+    final = _Source((f"{side}.final_layer_norm.weight",), False, False)
+    yield f"{side}/{side}_norm/scale", (cfg.emb_dim,), final
+    bias_shape = (cfg.num_heads, cfg.relpos_num_buckets)
+    bias_name = "layer.0.SelfAttention.relative_attention_bias.weight"
+    if not cfg.per_layer_relpos:
+      source = _Source((f"{side}.block.0.{bias_name}",), False, True)
+      yield f"{side}/relpos_bias/rel_embedding", bias_shape, source
+    else:
+      source = _layer_source(side, length, bias_name, transposed=True)
+      yield f"{side}/layers/relpos_bias/rel_embedding", (length, *bias_shape), source
+    for path, shape, tensor in _layer_parameters(cfg, side):
+      source = _layer_source(side, length, tensor, transposed=len(shape) == 2)
+      yield f"{side}/layers/{path}", (length, *shape), source
+
+
+def _layer_source(side: str, length: int, tensor: str, *, transposed: bool) -> _Source:
+  return _Source(tuple(f"{side}.block.{i}.{tensor}" for i in range(length)), True, transposed)
+
+
+def _layer_parameters(cfg: T5Config, side: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+  """Path, shape and tensor name within one layer; kernels are [in, out] here and [out, in] in the file."""
+  joined = cfg.num_heads * cfg.head_dim
+  attentions = [("attention", "pre_attention_layer_norm", "SelfAttention")]
+  if side == "decoder":
+    attentions = [
+      ("self_attention", "pre_self_attention_layer_norm", "SelfAttention"),
+      ("encoder_decoder_attention", "pre_cross_attention_layer_norm", "EncDecAttention"),
+    ]
+  for index, (name, norm, tensor) in enumerate(attentions):
+    yield f"{norm}/scale", (cfg.emb_dim,), f"layer.{index}.layer_norm.weight"
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+      shape = (cfg.emb_dim, joined)
+      yield f"{name}/{ours}/kernel", shape, f"layer.{index}.{tensor}.{theirs}.weight"
+    yield f"{name}/out/kernel", (joined, cfg.emb_dim), f"layer.{index}.{tensor}.o.weight"
+  index = len(attentions)
+  yield "pre_mlp_layer_norm/scale", (cfg.emb_dim,), f"layer.{index}.layer_norm.weight"
+  inputs = ("wi",) if len(cfg.mlp_activations) == 1 else ("wi_0", "wi_1")
+  for name in inputs:
+    shape = (cfg.emb_dim, cfg.mlp_dim)
+    yield f"mlp/{name}/kernel", shape, f"layer.{index}.DenseReluDense.{name}.weight"
+  shape = (cfg.mlp_dim, cfg.emb_dim)
+  yield "mlp/wo/kernel", shape, f"layer.{index}.DenseReluDense.wo.weight"
+
+
+def _read_params(tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None) -> dict:
+  sources = {name: source for name, _, source in _parameters(cfg)}
+  head_is_shared = not cfg.logits_via_embedding and _HEAD not in tensors.shapes
+  if head_is_shared:
+    # An mT5 that ties its output does not scale it, unlike T5 1.0: an untied head with the same numbers.
+    head = sources["decoder/logits_dense/kernel"]
+    sources["decoder/logits_dense/kernel"] = dataclasses.replace(head, names=("shared.weight",))
+  expected: dict[str, tuple[int, ...]] = {}
+  for name, shape, _ in _parameters(cfg):
+    source = sources[name]
+    one = shape[1:] if source.stacked else shape
+    expected |= dict.fromkeys(source.names, one[::-1] if source.transposed else one)
+  tensors.check(expected, ignored=(*_DUPLICATES, *((_HEAD,) if cfg.logits_via_embedding else ())))
+
+  flat: dict[str, np.ndarray] = {}
+  for name, source in sources.items():
+    arrays = [tensors.read(tensor, dtype) for tensor in source.names]
+    if source.transposed:
+      arrays = [array.T for array in arrays]
+    flat[name] = np.stack(arrays) if source.stacked else np.ascontiguousarray(arrays[0])
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _check_head_is_tied(tensors: folders.TensorFolder) -> None:
+  if not np.array_equal(tensors.read(_HEAD), tensors.read("shared.weight")):
+    raise UserError(
+      f"{tensors.folder}: {_HEAD} differs from shared.weight, but config.json ties them; "
+      'set "tie_word_embeddings": false there'
+    )
+
+
+def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:
+  """config.json -> (config, whether the output is tied to the embedding and scaled as in T5 1.0)."""
+  file = folder / folders.CONFIG_NAME
+  model_type = raw.get("model_type")
+  if model_type not in _ARCHITECTURES:
+    raise UserError(
+      f"{file}: model_type is {model_type!r}, expected one of {sorted(_ARCHITECTURES)}"
+    )
+  if missing := [name for name in _REQUIRED if not isinstance(raw.get(name), int)]:
+    raise UserError(f"{file}: {missing[0]} is {raw.get(missing[0])!r}, expected a whole number")
+  projection = raw.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
+  if projection not in _ACTIVATIONS:
+    raise UserError(
+      f"{file}: feed_forward_proj is {projection!r}, expected one of {sorted(_ACTIVATIONS)}"
+    )
+  for name in ("decoder_start_token_id", "pad_token_id"):
+    if raw.get(name, 0) != 0:
+      raise UserError(
+        f"{file}: {name} is {raw[name]!r}; the T5 family starts decoding from pad, id 0"
+      )
+  tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
+  try:
+    config = T5Config(
+      vocab_size=raw["vocab_size"],
+      emb_dim=raw["d_model"],
+      num_heads=raw["num_heads"],
+      head_dim=raw["d_kv"],
+      mlp_dim=raw["d_ff"],
+      num_encoder_layers=raw["num_layers"],
+      num_decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
+      mlp_activations=_ACTIVATIONS[projection],
+      relpos_num_buckets=raw.get("relative_attention_num_buckets", 32),
+      relpos_max_distance=raw.get("relative_attention_max_distance", 128),
+      per_layer_relpos=model_type == "umt5",
+      layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-6),
+      dropout_rate=raw.get("dropout_rate", 0.1),
+      eos_id=raw.get("eos_token_id", 1),
+    )
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{file}: {error}") from error
+  return config, bool(tied) and model_type != "mt5"
+
+
+def _from_config(cfg: T5Config, dtype: str) -> dict:
+  """The inverse of `_to_config`."""
+  if cfg.per_layer_relpos:
+    model_type = "umt5"
+  else:
+    model_type = "t5" if cfg.logits_via_embedding else "mt5"
+  projections = {activations: name for name, activations in _ACTIVATIONS.items()}
+  if cfg.mlp_activations not in projections:
+    raise ValueError(
+      f"mlp_activations={cfg.mlp_activations} has no name in this format; it knows {list(projections)}"
+    )
+  return {
+    "architectures": [_ARCHITECTURES[model_type]],
+    "d_ff": cfg.mlp_dim,
+    "d_kv": cfg.head_dim,
+    "d_model": cfg.emb_dim,
+    "decoder_start_token_id": cfg.pad_id,
+    "dropout_rate": cfg.dropout_rate,
+    "dtype": dtype,
+    "eos_token_id": cfg.eos_id,
+    "feed_forward_proj": projections[cfg.mlp_activations],
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": cfg.layer_norm_epsilon,
+    "model_type": model_type,
+    "num_decoder_layers": cfg.num_decoder_layers,
+    "num_heads": cfg.num_heads,
+    "num_layers": cfg.num_encoder_layers,
+    "pad_token_id": cfg.pad_id,
+    "relative_attention_max_distance": cfg.relpos_max_distance,
+    "relative_attention_num_buckets": cfg.relpos_num_buckets,
+    "tie_word_embeddings": cfg.logits_via_embedding,
+    "tokenizer_class": "T5Tokenizer",
+    "vocab_size": cfg.vocab_size,
+  }

@@ -1,0 +1,79 @@
+"""A T5-family model with its weights and tokenizer: what `load_language_model` returns."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slm_jax.models.t5 import T5, T5Config
+
+
+class LanguageModel:
+  """An encoder-decoder LM ready to run; every call is compiled once per shape.
+
+  Attributes:
+    config: shape of the model.
+    params: nested dict of arrays, T5X's names.
+    tokenizer: `sentencepiece.SentencePieceProcessor`, or None if the folder has none.
+  """
+
+  def __init__(self, config: T5Config, params: dict, tokenizer: Any = None):
+    self.config = config
+    self.params = params
+    self.tokenizer = tokenizer
+
+  @functools.cached_property
+  def _variables(self) -> dict:
+    # Loaded weights are host arrays; they move to the device once, when something is first computed.
+    return {"params": jax.device_put(self.params)}
+
+  def encode(
+    self,
+    *,
+    tokens: jax.Array | None = None,
+    embeddings: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """Runs the encoder on tokens int32 [B, S] or on ready embeddings [B, S, D]; exactly one of them.
+
+    Args:
+      mask: bool [B, S], True = real. For tokens the default is "not padding"; for embeddings it is required.
+
+    Returns:
+      memory [B, S, D].
+    """
+    mask = self._mask(tokens, embeddings, mask)
+    return _encode(self.config, self._variables, tokens, embeddings, mask)
+
+  def logits(
+    self, memory: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array
+  ) -> jax.Array:
+    """memory [B, S, D], mask bool [B, S], decoder_input_tokens int32 [B, T] (starting with pad) -> fp32 [B, T, V]."""
+    return _logits(self.config, self._variables, memory, mask, decoder_input_tokens)
+
+  def _mask(self, tokens, embeddings, mask) -> jax.Array:
+    if (tokens is None) == (embeddings is None):
+      raise ValueError("give exactly one of tokens= and embeddings=")
+    if mask is None:
+      if tokens is None:
+        raise ValueError("embeddings= needs mask=, bool [B, S], True = real")
+      return jnp.asarray(tokens) != self.config.pad_id
+    if mask.dtype != bool:
+      raise ValueError(f"mask is {mask.dtype}, expected bool with True = real")
+    return jnp.asarray(mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, variables, tokens, embeddings, mask):
+  t5 = T5(config)
+  if tokens is not None:
+    embeddings = t5.apply(variables, tokens, method="embed")
+  return t5.apply(variables, embeddings, mask, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, variables, memory, mask, decoder_input_tokens):
+  t5 = T5(config)
+  hidden = t5.apply(variables, memory, mask, decoder_input_tokens, method="decode")
+  return t5.apply(variables, hidden, method="logits")
