@@ -154,7 +154,7 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
   if not head:
     raise UserError(f"{name} is empty (0 bytes), expected audio; copy or record it again")
   try:
-    return soundfile.SoundFile(file)
+    return soundfile.SoundFile(os.fsencode(file))  # soundfile refuses names that are not UTF-8
   except (soundfile.LibsndfileError, TypeError, ValueError) as error:
     if _is_text(head):
       start = " ".join(head[:24].decode(errors="replace").split())
@@ -242,7 +242,7 @@ def _zero_samples(path: str | os.PathLike[str] | int) -> UserError:
 
 
 def _named(path) -> str:
-  return f"audio file {os.fspath(path)!r}"
+  return f"audio file {os.fsdecode(path)!r}"
 
 
 def _cause(error: Exception) -> str:

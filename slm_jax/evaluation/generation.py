@@ -153,11 +153,13 @@ def hypothesise(
   settings: GenerationSettings,
   *,
   prompt_length: int,
+  on_samples: Callable[[int], None] | None = None,
 ) -> Iterator[Hypothesis]:
   """The SLM's text of each (audio int16 `[S]`, instruction), in order.
 
   Lazy: reads only as many requests as fill the next batch. `prompt_length` is the declared P;
-  an instruction that needs more raises `UserError`.
+  an instruction that needs more raises `UserError`. `on_samples` is called after each batch with
+  the number of samples it held.
   """
 
   def run(chunks: list[tuple[np.ndarray, str]]) -> list[tuple[str, float]]:
@@ -178,7 +180,7 @@ def hypothesise(
       for row, score in zip(ids, scores, strict=True)
     ]
 
-  return _by_chunks(requests, run, model.max_samples, settings.batch_size)
+  return _by_chunks(requests, run, model.max_samples, settings.batch_size, on_samples)
 
 
 def transcribe_with_ctc(
@@ -219,6 +221,7 @@ def _by_chunks(
   run: Callable[[list[tuple[np.ndarray, str]]], list[tuple[str, float]]],
   max_samples: int,
   batch_size: int,
+  on_samples: Callable[[int], None] | None = None,
 ) -> Iterator[Hypothesis]:
   """Cuts recordings into chunks, runs full batches of them across recordings, and regroups."""
 
@@ -235,6 +238,8 @@ def _by_chunks(
     begin = time.perf_counter()
     results = run([(samples, instruction) for samples, instruction, *_ in batch])
     seconds = (time.perf_counter() - begin) / real
+    if on_samples is not None:
+      on_samples(sum(len(samples) for samples, *_ in batch[:real]))
     for (_, _, start, stop, last), (text, score) in zip(batch[:real], results, strict=False):
       done.append(Chunk(start=start, stop=stop, text=text, score=score, seconds=seconds))
       if last:

@@ -70,8 +70,17 @@ def write_json_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> 
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-  """One line of strict JSON; NaN and infinities, which JSON has not, are refused by ValueError."""
-  return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+  """One line of strict JSON; NaN and infinities, which JSON has not, are refused by ValueError.
+
+  Readable text as UTF-8, but all in ASCII escapes where a file name is not UTF-8: such a name holds
+  lone surrogates, which no UTF-8 file can.
+  """
+  line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+  try:
+    line.encode("utf-8")
+  except UnicodeEncodeError:
+    return json.dumps(value, allow_nan=False) + "\n"
+  return line
 
 
 def finite(value: float) -> float | None:
