@@ -52,11 +52,14 @@ def load_language_model(path: Path | str, *, dtype: str | None = None) -> Langua
   raw = folders.read_config(folder)
   config, scaled = _to_config(raw, folder)
   tensors = folders.TensorFolder(folder)
-  if scaled:
-    if _HEAD in tensors.shapes and "shared.weight" in tensors.shapes:
-      _check_head_is_tied(tensors)
-    config = dataclasses.replace(config, logits_via_embedding=True)
+  # A head of its own may stand beside the request to scale: the scale then moves into the head.
+  tied = scaled and not _has_own_head(tensors)
+  config = dataclasses.replace(config, logits_via_embedding=tied)
   params = _read_params(tensors, config, dtype)
+  if scaled and not tied:
+    head = params["decoder"]["logits_dense"]
+    scale = np.float32(config.emb_dim**-0.5)
+    head["kernel"] = (head["kernel"].astype(np.float32) * scale).astype(head["kernel"].dtype)
   return LanguageModel(config, params, folders.read_tokenizer(folder))
 
 
@@ -177,12 +180,10 @@ def _read_params(tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _check_head_is_tied(tensors: folders.TensorFolder) -> None:
-  if not np.array_equal(tensors.read(_HEAD), tensors.read("shared.weight")):
-    raise UserError(
-      f"{tensors.folder}: {_HEAD} differs from shared.weight, but config.json ties them; "
-      'set "tie_word_embeddings": false there'
-    )
+def _has_own_head(tensors: folders.TensorFolder) -> bool:
+  if _HEAD not in tensors.shapes or "shared.weight" not in tensors.shapes:
+    return False
+  return not np.array_equal(tensors.read(_HEAD), tensors.read("shared.weight"))
 
 
 def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
 from slm_jax.models.t5 import T5, T5Config
 
 
@@ -51,6 +52,28 @@ class LanguageModel:
   ) -> jax.Array:
     """memory [B, S, D], mask bool [B, S], decoder_input_tokens int32 [B, T] (starting with pad) -> fp32 [B, T, V]."""
     return _logits(self.config, self._variables, memory, mask, decoder_input_tokens)
+
+  def generate(
+    self,
+    *,
+    tokens: jax.Array | None = None,
+    embeddings: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    **options,
+  ) -> GenerationResult:
+    """Encodes, then decodes.
+
+    Args:
+      tokens, embeddings, mask: as in `encode`.
+      **options: fields of `GenerationConfig`, e.g. max_new_tokens=64, num_beams=4, length_penalty=1.0.
+
+    Returns:
+      ids int32 [B, max_new_tokens] (no start token, EOS kept, pad after it) and scores fp32 [B].
+    """
+    config = GenerationConfig(**options)
+    mask = self._mask(tokens, embeddings, mask)
+    memory = _encode(self.config, self._variables, tokens, embeddings, mask)
+    return generate(T5(self.config), self._variables["params"], memory, mask, config)
 
   def _mask(self, tokens, embeddings, mask) -> jax.Array:
     if (tokens is None) == (embeddings is None):
