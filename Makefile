@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL_DIR ?= runs/mini
 STAMP := $(VENV)/.installed
+RUN := --gin_file=experiments/mini.gin --gin.MODEL_DIR="'$(MODEL_DIR)'"
+SAMPLE := slm_jax/assets/mini/sample.wav
 
 .PHONY: setup demo test lint golden clean
 
@@ -21,7 +23,11 @@ $(VENV)/.installed-test: $(STAMP)
 	touch $@
 
 demo: $(STAMP)
-	PATH="$(abspath $(BIN)):$$PATH" MODEL_DIR=$(MODEL_DIR) bash benchmarks/demo.sh
+	$(BIN)/slm_jax train $(RUN)
+	$(BIN)/slm_jax infer --model_dir=$(MODEL_DIR) --audio=$(SAMPLE) --output=$(MODEL_DIR)/answers.jsonl \
+	  --instruction="Transcribe this." --instruction="Translate to German." \
+	  --instruction="$$(cat $(basename $(SAMPLE)).question.txt)"
+	$(BIN)/slm_jax eval $(RUN) --answers=$(MODEL_DIR)/answers.jsonl
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -37,4 +37,5 @@ def open_batches(config: TrainConfig, flags: argparse.Namespace) -> Batches:
     split=dataset.split,
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
+    buckets=dataset.length_buckets,
   )

@@ -18,12 +18,8 @@ def set_directories(tfds_data_dir: str | None, cache_dirs: str) -> None:
   seqio.set_global_cache_dirs([str(seqio_cache.default_cache_dir()), *extra])
 
 
-def find(name: str, module: str) -> seqio.Task | seqio.Mixture:
-  """Imports `module` and returns the task or mixture `name`.
-
-  Raises:
-    UserError: the module does not import, or no such task; the message lists near misses.
-  """
+def load_module(module: str) -> None:
+  """Imports the module that registers tasks; raises UserError if there is none of that name."""
   try:
     importlib.import_module(module)
   except ModuleNotFoundError as error:
@@ -33,6 +29,15 @@ def find(name: str, module: str) -> seqio.Task | seqio.Mixture:
       f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; run from the checkout or name the "
       "module that registers the task"
     ) from error
+
+
+def find(name: str, module: str) -> seqio.Task | seqio.Mixture:
+  """Imports `module` and returns the task or mixture `name`.
+
+  Raises:
+    UserError: the module does not import, or no such task; the message lists near misses.
+  """
+  load_module(module)
   names = names_registered()
   if name not in names:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

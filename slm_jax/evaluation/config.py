@@ -21,6 +21,10 @@ class EvalConfig:
   # Checkpoint to score; None takes the newest in MODEL_DIR.
   step: int | None = None
   num_beams: int = 1
+  # Task -> "transcription", "translation" or "answer"; tasks not named here are scored by exact match.
+  task_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+  # Tasks whose offline cache is missing are synthesised with this many processes.
+  cache_processes: int = 2
 
   def __post_init__(self):
     if not self.tasks:

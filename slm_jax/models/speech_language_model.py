@@ -12,6 +12,8 @@ from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.slm import SLM
+from slm_jax.models.speech_encoder import SpeechEncoder
+from slm_jax.models.t5 import T5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +50,8 @@ class SpeechLanguageModel:
   @functools.cached_property
   def _ctc(self):
     def decode(params, audio, lengths):
-      encoder = self.model.config.speech_encoder
-      from slm_jax.models.speech_encoder import SpeechEncoder
-
-      encoded = SpeechEncoder(encoder).apply({"params": params}, audio, lengths)
+      encoder = SpeechEncoder(self.model.config.speech_encoder)
+      encoded = encoder.apply({"params": params}, audio, lengths)
       return greedy_decode(encoded.ctc_logits, encoded.mask)  # pyright: ignore
 
     return jax.jit(decode)
@@ -85,8 +85,8 @@ class SpeechLanguageModel:
     config = GenerationConfig(
       max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty
     )
-    lm = self.language_model
-    return generate(lm.module, lm.params, memory, mask, config)
+    t5 = T5(self.model.config.language_model)
+    return generate(t5, self.params["language_model"], memory, mask, config)
 
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Greedy CTC transcripts of the frozen speech encoder alone; audio int16 [B, S], lengths int32 [B]."""

@@ -1,6 +1,7 @@
 """The train loop."""
 
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -108,13 +109,10 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
     checkpoints.close()
     return TrainResult(state, prepared.frozen, start, True)
 
-  step_fn = compile_step(
+  step_fn = CompiledSteps(
     make_train_step(built.objective, optimizer, config.num_microbatches),
-    state,
-    prepared.frozen,
-    sharding.shard_batch(Batch.from_dict(first), mesh),
-    progress,
-    model_dir,
+    max_shapes=max(1, len(getattr(config.train_dataset, "length_buckets", ()))),
+    report=progress.note,
   )
   writer = ScalarWriter(model_dir, start_step=start)
   schedule = learning_rate(config.optimizer, config.total_steps)
@@ -141,6 +139,7 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
       break
   checkpoints.wait()
   checkpoints.close()
+  setup.write_text(model_dir / "memory.json", json.dumps(step_fn.memory) + "\n")
   writer.close()
   stop.restore()
   finished = done >= config.total_steps
@@ -166,23 +165,45 @@ def _report(pending, config, schedule, writer, progress, batches) -> None:
     progress.show(step, values, speed, skipped)
 
 
-def compile_step(
-  step: Callable, state: TrainState, frozen: dict, batch: Batch, progress: Progress, model_dir: Path
-) -> Callable:
-  """Compiles the step ahead of time and reports what the compiler says it needs in memory."""
-  began = time.perf_counter()
-  compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
-  memory = compiled.memory_analysis()
-  seconds = time.perf_counter() - began
-  if memory is not None:
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    text = f"arguments {arguments / 2**20:.1f} MiB, temporaries {temporaries / 2**20:.1f} MiB"
-    progress.note(f"train step compiled in {seconds:.1f} s; the compiler's memory per device: {text}")
-    setup.write_text(
-      model_dir / "memory.json",
-      f'{{"argument_bytes": {arguments}, "temporary_bytes": {temporaries}}}\n',
+class CompiledSteps:
+  """The train step compiled ahead of time, once for each declared batch shape.
+
+  Raises UserError when a batch of one shape more than declared arrives: such a run would go on compiling.
+  """
+
+  def __init__(self, step: Callable, *, max_shapes: int, report: Callable[[str], None]):
+    self._jitted = jax.jit(step, donate_argnums=0)
+    self._compiled: dict[tuple, Callable] = {}
+    self._max_shapes = max_shapes
+    self._report = report
+    self.memory: dict[str, int] = {}
+
+  def __call__(self, state: TrainState, frozen: dict, batch: Batch):
+    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+    if shapes not in self._compiled:
+      self._compiled[shapes] = self._compile(shapes, state, frozen, batch)
+    return self._compiled[shapes](state, frozen, batch)
+
+  def _compile(self, shapes: tuple, state: TrainState, frozen: dict, batch: Batch) -> Callable:
+    if len(self._compiled) == self._max_shapes:
+      raise UserError(
+        f"a batch of shapes {shapes} came after {self._max_shapes} declared ones; add it to "
+        "DatasetConfig.length_buckets"
+      )
+    began = time.perf_counter()
+    compiled = self._jitted.lower(state, frozen, batch).compile()
+    memory = compiled.memory_analysis()
+    sizes = {
+      "argument_bytes": memory.argument_size_in_bytes,
+      "temporary_bytes": memory.temp_size_in_bytes,
+    }
+    self.memory = {k: max(v, self.memory.get(k, 0)) for k, v in sizes.items()}
+    self._report(
+      f"train step compiled in {time.perf_counter() - began:.1f} s for batch {shapes[0]}; the compiler's memory per "
+      f"device: arguments {sizes['argument_bytes'] / 2**20:.1f} MiB, temporaries "
+      f"{sizes['temporary_bytes'] / 2**20:.1f} MiB"
     )
-  return compiled
+    return compiled
 
 
 def initial_state(path: str, state: TrainState, info: dict) -> TrainState:

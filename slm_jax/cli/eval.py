@@ -1,0 +1,53 @@
+"""`slm_jax eval`."""
+
+import sys
+from pathlib import Path
+
+from slm_jax.cli.main import parse, parser_for
+
+EXAMPLE = "slm_jax eval --gin_file=experiments/mini.gin --gin.MODEL_DIR=\"'runs/mini'\" --report=report.html"
+
+
+def run(argv: list[str]) -> int:
+  """Scores a trained adapter on tasks and writes predictions, metrics and a report; returns the exit status."""
+  parser = parser_for("eval", EXAMPLE)
+  parser.add_argument("--report", help="HTML report; default: MODEL_DIR/report.html")
+  parser.add_argument("--answers", help="JSON lines of `slm_jax infer` to show in the report")
+  flags, bindings = parse(parser, argv)
+  from slm_jax import config
+  from slm_jax.data import registry
+  from slm_jax.data.batches import EvalExamples
+  from slm_jax.evaluation.generation import GenerationSettings
+  from slm_jax.evaluation.runner import evaluate
+  from slm_jax.evaluation.summary import print_scores, report_run
+  from slm_jax.evaluation.writer import write_evaluation
+  from slm_jax.training.restore import load_speech_language_model
+
+  config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
+  eval_config = config.build("eval")
+  registry.set_directories(flags.tfds_data_dir, flags.seqio_additional_cache_dirs)
+  for task in eval_config.tasks:
+    registry.find(task, eval_config.mixture_or_task_module)
+  max_samples = eval_config.task_feature_lengths["audio"]
+  model, step = load_speech_language_model(
+    eval_config.model, eval_config.model_dir, step=eval_config.step, max_samples=max_samples
+  )
+  examples = []
+  for task in eval_config.tasks:
+    registry.fill_caches(task, num_processes=eval_config.cache_processes)
+    examples += EvalExamples(
+      task, eval_config.split, max_samples=max_samples, max_examples=eval_config.num_examples
+    )
+  settings = GenerationSettings(
+    batch_size=eval_config.batch_size,
+    num_beams=eval_config.num_beams,
+    max_new_tokens=eval_config.task_feature_lengths["targets"],
+  )
+  result = evaluate(model, examples, settings, kinds=eval_config.task_kinds)
+  for path in write_evaluation(result, eval_config.model_dir, step):
+    print(f"[slm_jax] wrote {path}", file=sys.stderr)
+  print_scores(result)
+  report = Path(flags.report or Path(eval_config.model_dir) / "report.html")
+  report_run(report, eval_config.model_dir, step, result, examples, flags.answers)
+  print(f"[slm_jax] report: {report}", file=sys.stderr)
+  return 0

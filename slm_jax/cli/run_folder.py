@@ -1,0 +1,25 @@
+"""Reads the config of a training run back from its MODEL_DIR."""
+
+import argparse
+from pathlib import Path
+
+from slm_jax import config
+from slm_jax.errors import UserError
+from slm_jax.training.config import TrainConfig
+from slm_jax.training.recipes import AdapterRecipe
+
+
+def load_run(flags: argparse.Namespace, bindings: list[str]) -> TrainConfig:
+  """The run in `flags.model_dir`: its config.gin, then the command line's gin files and bindings.
+
+  Raises:
+    UserError: the folder holds no run, or one that trained no adapter.
+  """
+  path = Path(flags.model_dir) / "config.gin"
+  if not path.is_file():
+    raise UserError(f"--model_dir={flags.model_dir}: no config.gin there; expected a training run's folder")
+  config.load([str(path), *flags.gin_file], bindings, flags.gin_search_paths.split(","))
+  run = config.build("train")
+  if not isinstance(run.model, AdapterRecipe):
+    raise UserError(f"--model_dir={flags.model_dir} holds a run of {type(run.model).__name__}, not of an adapter")
+  return run

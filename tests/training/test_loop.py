@@ -1,0 +1,202 @@
+"""The train loop over tiny real bases and fake batches: frozen stays frozen, resume is bitwise, meshes agree."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax.errors import UserError
+from slm_jax.models.adapter import AdapterConfig
+from slm_jax.models.length_reduction import LengthReductionConfig
+from slm_jax.training import parameters
+from slm_jax.training.config import FakeDatasetConfig, TrainConfig
+from slm_jax.training.fake_batches import FakeBatches
+from slm_jax.training.loop import train
+from slm_jax.training.optimizer import OptimizerConfig
+from slm_jax.training.recipes import AdapterRecipe
+from slm_jax.training.restore import load_speech_language_model, restore_trained
+from slm_jax.training.scalars import read_scalars
+from slm_jax.training.sharding import MeshConfig
+
+DATASET = FakeDatasetConfig(
+  task_feature_lengths={"audio": 4000, "inputs": 4, "targets": 6}, batch_size=8, vocab_size=64
+)
+
+
+def make_config(tmp_path, bases, **changes) -> TrainConfig:
+  recipe = AdapterRecipe(
+    **bases,
+    adapter=AdapterConfig(
+      num_layers=1,
+      num_heads=2,
+      head_dim=8,
+      mlp_dim=16,
+      dropout_rate=0.1,
+      length_reduction=LengthReductionConfig(kind="stack", factor=2),
+    ),
+  )
+  fields = {
+    "model_dir": str(tmp_path / "run"),
+    "model": recipe,
+    "train_dataset": DATASET,
+    "optimizer": OptimizerConfig(learning_rate=3e-3, warmup_steps=2, decay="constant"),
+    "total_steps": 6,
+    "log_period": 1,
+    "checkpoint_period": 3,
+  }
+  return TrainConfig(**(fields | changes))
+
+
+def losses(config) -> list[float]:
+  from pathlib import Path
+
+  return [line["loss"] for line in read_scalars(Path(config.model_dir) / "train.jsonl")]
+
+
+def assert_same(a: dict, b: dict):
+  a, b = parameters.flatten(a), parameters.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def test_only_the_adapter_moves_and_is_saved(tmp_path, tiny_bases):
+  config = make_config(tmp_path, tiny_bases)
+  before = config.model.build().loaded
+  result = train(config, FakeBatches(DATASET))
+  assert_same(before, jax.device_get(result.frozen))
+  assert set(result.state.params) == {"adapter"}
+  saved = restore_trained(tmp_path / "run" / "checkpoint_6")
+  assert_same(saved, jax.device_get(result.state.params))
+  fresh = train(make_config(tmp_path / "b", tiny_bases, total_steps=1), FakeBatches(DATASET))
+  moved = [
+    not np.array_equal(x, y)
+    for x, y in zip(
+      jax.tree.leaves(jax.device_get(fresh.state.params)),
+      jax.tree.leaves(jax.device_get(result.state.params)),
+      strict=True,
+    )
+  ]
+  assert all(moved)
+  size = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoint_6").rglob("*") if f.is_file())
+  assert size < 40 * parameters.count(saved)
+
+
+def test_model_dir_holds_what_a_t5x_user_looks_for(tmp_path, tiny_bases):
+  config = make_config(tmp_path, tiny_bases)
+  train(config, FakeBatches(DATASET), run_text="# operative\n")
+  folder = tmp_path / "run"
+  assert (folder / "config.gin").read_text() == "# operative\n"
+  info = (folder / "model-info.txt").read_text()
+  assert "adapter/projection/kernel" in info and "trained" in info and "frozen" in info
+  assert list((folder / "tensorboard").glob("events.*"))
+  assert [line["step"] for line in read_scalars(folder / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
+  assert json.loads((folder / "memory.json").read_text())["argument_bytes"] > 0
+
+
+def test_resume_equals_uninterrupted_bitwise(tmp_path, tiny_bases):
+  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
+  cut = make_config(tmp_path / "cut", tiny_bases)
+  # Same schedule (constant), so stopping at step 3 and asking for 6 is the same run continued.
+  train(dataclasses.replace(cut, total_steps=3), FakeBatches(DATASET))
+  resumed = train(cut, FakeBatches(DATASET))
+  assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
+  assert losses(make_config(tmp_path / "whole", tiny_bases)) == losses(cut)
+
+
+def test_sigterm_saves_and_resumes_exactly(tmp_path, tiny_bases):
+  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
+
+  class Interrupted(FakeBatches):
+    def __next__(self):
+      if self._index == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return super().__next__()
+
+  config = make_config(tmp_path / "cut", tiny_bases, checkpoint_period=100)
+  stopped = train(config, Interrupted(DATASET))
+  assert not stopped.finished and stopped.step < 6
+  resumed = train(config, FakeBatches(DATASET))
+  assert resumed.finished
+  assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
+
+
+@pytest.mark.parametrize(
+  "mesh",
+  [MeshConfig(data=1, fsdp=8, tensor=1), MeshConfig(data=2, fsdp=2, tensor=2)],
+  ids=["fsdp8", "2x2x2"],
+)
+def test_every_mesh_gives_the_same_losses(tmp_path, tiny_bases, mesh):
+  one = make_config(tmp_path / "one", tiny_bases, mesh=MeshConfig(data=-1))
+  other = make_config(tmp_path / "other", tiny_bases, mesh=mesh)
+  train(one, FakeBatches(DATASET))
+  train(other, FakeBatches(DATASET))
+  np.testing.assert_allclose(losses(one), losses(other), rtol=1e-5)
+
+
+def test_one_device_and_eight_give_the_same_losses(tmp_path, tiny_bases, monkeypatch):
+  eight = make_config(tmp_path / "eight", tiny_bases)
+  train(eight, FakeBatches(DATASET))
+  devices = jax.devices()
+  monkeypatch.setattr(jax, "devices", lambda *a: devices[:1])
+  one = make_config(tmp_path / "one", tiny_bases)
+  train(one, FakeBatches(DATASET))
+  np.testing.assert_allclose(losses(one), losses(eight), rtol=1e-5)
+
+
+def test_microbatches_change_only_rounding(tmp_path, tiny_bases):
+  mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+  quiet = make_config(tmp_path, tiny_bases).model
+  quiet = dataclasses.replace(quiet, adapter=dataclasses.replace(quiet.adapter, dropout_rate=0.0))
+  one = make_config(tmp_path / "one", tiny_bases, mesh=mesh, model=quiet)
+  two = dataclasses.replace(one, model_dir=str(tmp_path / "two"), num_microbatches=2)
+  train(one, FakeBatches(DATASET))
+  train(two, FakeBatches(DATASET))
+  np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
+
+
+def test_another_config_in_the_same_model_dir_is_refused(tmp_path, tiny_bases):
+  train(make_config(tmp_path, tiny_bases), FakeBatches(DATASET))
+  before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*"))
+  with pytest.raises(UserError, match=r"random_seed=0.*1"):
+    train(make_config(tmp_path, tiny_bases, random_seed=1), FakeBatches(DATASET))
+  assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*")) == before
+
+
+def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_path, tiny_bases):
+  dataset = dataclasses.replace(DATASET, batch_size=12)
+  config = make_config(tmp_path, tiny_bases, train_dataset=dataset)
+  with pytest.raises(UserError, match="BATCH_SIZE=12"):
+    train(config, FakeBatches(dataset))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, tiny_bases):
+  optimizer = OptimizerConfig(learning_rate=1e30, warmup_steps=1, decay="constant")
+  config = make_config(tmp_path, tiny_bases, optimizer=optimizer, checkpoint_period=1)
+  with pytest.raises(UserError, match="step .* loss"):
+    train(config, FakeBatches(DATASET))
+
+
+def test_trained_adapter_answers_and_another_base_is_refused(tmp_path, tiny_bases):
+  config = make_config(tmp_path, tiny_bases)
+  train(config, FakeBatches(DATASET))
+  model, step = load_speech_language_model(
+    config.model, config.model_dir, step=None, max_samples=4000
+  )
+  assert step == 6
+  batch = next(FakeBatches(DATASET))
+  ids, scores = model.generate(
+    batch["audio"], batch["audio_lengths"], batch["encoder_input_tokens"], max_new_tokens=5
+  )
+  assert ids.shape == (8, 5) and scores.shape == (8,)
+  assert len(model.ctc_transcribe(batch["audio"], batch["audio_lengths"])) == 8
+  other = dataclasses.replace(config.model, frozen_dtype="bfloat16")
+  with pytest.raises(UserError, match="fingerprint"):
+    load_speech_language_model(other, config.model_dir, step=None, max_samples=4000)
+  with pytest.raises(UserError, match="no checkpoint_5"):
+    load_speech_language_model(config.model, config.model_dir, step=5, max_samples=4000)
