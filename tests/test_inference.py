@@ -83,7 +83,7 @@ def test_one_file_is_decoded_once_for_all_its_instructions(tmp_path, monkeypatch
 
 def test_a_file_name_that_is_not_utf_8(tmp_path):
   path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.wav"))
-  _write(path, [7])
+  os.rename(_write(tmp_path / "a.wav", [7]), path)
   _, (line,) = _infer([InferenceRequest(audio=path, instruction=":a")], tmp_path / "o.jsonl")
   assert line["inputs"]["audio"] == path and line["prediction"] == "w7"
 

@@ -154,7 +154,8 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
   if not head:
     raise UserError(f"{name} is empty (0 bytes), expected audio; copy or record it again")
   try:
-    return soundfile.SoundFile(os.fsencode(file))  # soundfile refuses names that are not UTF-8
+    # Encoded here: soundfile refuses a str that is not UTF-8, but takes any bytes.
+    return soundfile.SoundFile(os.fsencode(file))  # pyright: ignore[reportArgumentType]
   except (soundfile.LibsndfileError, TypeError, ValueError) as error:
     if _is_text(head):
       start = " ".join(head[:24].decode(errors="replace").split())
