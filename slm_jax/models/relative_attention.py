@@ -9,19 +9,21 @@ _init = nn.initializers.lecun_normal()
 
 
 def relative_positions(num_frames: int, width: int) -> np.ndarray:
-  """Sinusoids of the distances T-1, ..., 0, ..., -(T-1) (query minus key), fp32 [2T-1, width]."""
-  distance = np.arange(num_frames - 1, -num_frames, -1, dtype=np.float32)
+  """Sinusoids of the distances T, T-1, ..., -(T-1), query minus key: fp32 [2T, width].
+
+  No pair of frames is T apart: that row makes `relative_shift` a matter of reshapes.
+  """
+  distance = np.arange(num_frames, -num_frames, -1, dtype=np.float32)
   frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
   angle = distance[:, None] * frequency
   return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
 
 
 def relative_shift(scores: jax.Array) -> jax.Array:
-  """Scores by distance [..., T, 2T-1], T-1 first, to scores by key [..., T, T] (ibid., appendix B)."""
-  num_frames = scores.shape[-2]
-  scores = jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)])
-  scores = scores.reshape(*scores.shape[:-2], 2 * num_frames, num_frames)[..., 1:, :]
-  return scores.reshape(*scores.shape[:-2], num_frames, 2 * num_frames - 1)[..., :num_frames]
+  """Scores by distance [..., T, 2T] (T first) to scores by key [..., T, T] (ibid., appendix B)."""
+  leading, num_frames = scores.shape[:-2], scores.shape[-2]
+  flat = scores.reshape(*leading, 2 * num_frames * num_frames)[..., num_frames:]
+  return flat.reshape(*leading, num_frames, 2 * num_frames - 1)[..., :num_frames]
 
 
 def local_window(num_frames: int, left: int, right: int) -> np.ndarray:
@@ -43,7 +45,7 @@ class RelativeAttention(nn.Module):
     Args:
       x: [B, T, D].
       allowed: bool [B or 1, T, S], True where the query may see the key.
-      positions: [2T-1, D] of `relative_positions`.
+      positions: [2T, D] of `relative_positions`.
 
     Returns:
       [B, T, D].
@@ -62,7 +64,7 @@ class RelativeAttention(nn.Module):
 
     query = project(x, "query") * head_dim**-0.5
     key, value = project(x, "key"), project(x, "value")
-    distance = project(positions.astype(self.dtype), "position")  # [2T-1, N, H]
+    distance = project(positions.astype(self.dtype), "position")  # [2T, N, H]
     scale = head_dim**-0.5
     content = jnp.einsum("BTNH,BSNH->BNTS", query + scale * bias("content_bias"), key)
     by_distance = jnp.einsum("BTNH,RNH->BNTR", query + scale * bias("position_bias"), distance)
