@@ -1,0 +1,57 @@
+"""How the project's sources become SeqIO tasks: one function for each kind of task."""
+
+import seqio
+import tensorflow as tf
+
+from slm_jax.data.example_source import ExampleSource
+from slm_jax.data.preprocessors import decode_pcm, tokenize_fields
+
+# Examples waiting to be shuffled are part of every saved data position, audio included; shards are shuffled as well.
+SPEECH_SHUFFLE_BUFFER = 128
+TEXT_SHUFFLE_BUFFER = 2_000
+
+
+def add_speech_task(
+  name: str, source: ExampleSource, vocabulary: seqio.Vocabulary, *, instructions: bool = True
+) -> seqio.Task:
+  """Registers speech with an instruction (features audio, inputs, targets) or without (audio, targets).
+
+  The source's examples have `audio` (PCM16 bytes at 16 kHz), `target` and, with instructions, `instruction`.
+  They are cached as they are: the vocabulary may change without making the audio again.
+  """
+  fields = {"targets": ("target",)}
+  if instructions:
+    fields["inputs"] = ("instruction",)
+  features: dict[str, seqio.Feature] = {
+    feature: seqio.Feature(vocabulary, dtype=tf.int32) for feature in fields
+  }
+  features["audio"] = seqio.ContinuousFeature(dtype=tf.int16)
+  return seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[
+      seqio.CacheDatasetPlaceholder(required=True),
+      decode_pcm,
+      tokenize_fields(fields),
+      seqio.preprocessors.append_eos,
+    ],
+    output_features=features,
+    shuffle_buffer_size=SPEECH_SHUFFLE_BUFFER,
+  )
+
+
+def add_text_task(name: str, source: ExampleSource, vocabulary: seqio.Vocabulary) -> seqio.Task:
+  """Registers text to text (features inputs, targets); inputs are the sentence, then the instruction."""
+  return seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[
+      seqio.CacheDatasetPlaceholder(required=True),
+      tokenize_fields({"inputs": ("sentence", "instruction"), "targets": ("target",)}),
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={
+      feature: seqio.Feature(vocabulary, dtype=tf.int32) for feature in ("inputs", "targets")
+    },
+    shuffle_buffer_size=TEXT_SHUFFLE_BUFFER,
+  )
