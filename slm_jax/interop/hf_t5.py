@@ -1,4 +1,4 @@
-"""T5-family language models to and from Hugging Face folders (config.json, safetensors, spiece.model)."""
+"""T5-family language models to and from Hugging Face folders."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -40,12 +40,14 @@ def load_language_model(path: Path | str, *, dtype: str | None = None) -> Langua
   """Reads a T5, T5 1.1, mT5 or umT5 folder.
 
   Args:
-    path: folder with config.json, model.safetensors or shards with an index, and usually spiece.model.
-    dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types. Computation is in fp32
-      unless `config.dtype` is replaced.
+    path: folder with config.json, model.safetensors or shards with an index, and usually
+      spiece.model.
+    dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
+      Computation is in fp32 unless `config.dtype` is replaced.
 
   Raises:
-    UserError: a file is missing or damaged, or a tensor is missing, surplus, mis-shaped or not finite.
+    UserError: a file is missing or damaged, or a tensor is missing, surplus, mis-shaped or not
+      finite.
   """
   folders.check_dtype(dtype)
   folder = Path(path)
@@ -72,7 +74,7 @@ def save_language_model(
   """Writes a folder that `load_language_model` and Hugging Face Transformers read.
 
   Args:
-    path: folder, created if it is not there; files of an earlier save are replaced, the weights last.
+    path: folder, created if missing; files of an earlier save are replaced, the weights last.
     config: the model's shape.
     params: nested dict of arrays as T5 creates them (unboxed).
     tokenizer_model_path: SentencePiece model to copy to spiece.model.
@@ -133,7 +135,7 @@ def _layer_source(side: str, length: int, tensor: str, *, transposed: bool) -> _
 
 
 def _layer_parameters(cfg: T5Config, side: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-  """Path, shape and tensor name within one layer; kernels are [in, out] here and [out, in] in the file."""
+  """Path, shape and tensor name within one layer; kernels are [in, out], in the file [out, in]."""
   joined = cfg.num_heads * cfg.head_dim
   attentions = [("attention", "pre_attention_layer_norm", "SelfAttention")]
   if side == "decoder":
@@ -161,7 +163,7 @@ def _read_params(tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None
   sources = {name: source for name, _, source in _parameters(cfg)}
   head_is_shared = not cfg.logits_via_embedding and _HEAD not in tensors.shapes
   if head_is_shared:
-    # An mT5 that ties its output does not scale it, unlike T5 1.0: an untied head with the same numbers.
+    # Tied mT5 does not scale its output, unlike T5 1.0: an untied head with the same numbers.
     head = sources["decoder/logits_dense/kernel"]
     sources["decoder/logits_dense/kernel"] = dataclasses.replace(head, names=("shared.weight",))
   expected: dict[str, tuple[int, ...]] = {}
@@ -187,7 +189,7 @@ def _has_own_head(tensors: folders.TensorFolder) -> bool:
 
 
 def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:
-  """config.json -> (config, whether the output is tied to the embedding and scaled as in T5 1.0)."""
+  """config.json -> (config, whether the output is scaled as T5 1.0 does with a tied embedding)."""
   file = folder / folders.CONFIG_NAME
   model_type = raw.get("model_type")
   if model_type not in _ARCHITECTURES:
@@ -238,7 +240,8 @@ def _from_config(cfg: T5Config, dtype: str) -> dict:
   projections = {activations: name for name, activations in _ACTIVATIONS.items()}
   if cfg.mlp_activations not in projections:
     raise ValueError(
-      f"mlp_activations={cfg.mlp_activations} has no name in this format; it knows {list(projections)}"
+      f"mlp_activations={cfg.mlp_activations} has no name in this format; "
+      f"it knows {list(projections)}"
     )
   return {
     "architectures": [_ARCHITECTURES[model_type]],

@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face layout: config.json beside one safetensors file or shards with an index.
+"""Model folders in the Hugging Face layout: config.json, and safetensors in one file or in shards.
 
 Every defect of a folder is a one-line `UserError` that names the file and the tensor.
 """
@@ -45,7 +45,10 @@ class TensorFolder:
         self._file_of[name] = file
 
   def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
-    """Raises UserError unless the folder holds exactly the expected names and shapes; `ignored` names may be there too."""
+    """Raises UserError unless the folder holds exactly the expected names and shapes.
+
+    Names in `ignored` may be there too.
+    """
     missing = sorted(expected.keys() - self.shapes.keys())
     if missing:
       raise UserError(
@@ -54,7 +57,8 @@ class TensorFolder:
     surplus = sorted(self.shapes.keys() - expected.keys() - set(ignored))
     if surplus:
       raise UserError(
-        f"{self.folder} holds {len(surplus)} tensors that config.json has no place for: {_few(surplus)}"
+        f"{self.folder} holds {len(surplus)} tensors that config.json has no place for: "
+        f"{_few(surplus)}"
       )
     wrong = [
       f"{name} is {list(self.shapes[name])}, expected {list(shape)}"
@@ -65,7 +69,7 @@ class TensorFolder:
       raise UserError(f"{self.folder}: {len(wrong)} tensors do not fit config.json: {_few(wrong)}")
 
   def read(self, name: str, dtype: str | None = None) -> np.ndarray:
-    """One float tensor, cast to `dtype` unless None; raises UserError if it holds NaN or infinity."""
+    """One float tensor, cast to `dtype` unless None; UserError if it holds NaN or infinity."""
     with safetensors.safe_open(self._file_of[name], framework="numpy") as file:
       array = file.get_tensor(name)
     if array.dtype.name not in _FLOAT_TYPES:
@@ -75,7 +79,8 @@ class TensorFolder:
     if not np.isfinite(array).all():
       bad = int((~np.isfinite(array)).sum())
       raise UserError(
-        f"{self._file_of[name]}: {name} holds {bad} values that are NaN or infinite; the weights are damaged"
+        f"{self._file_of[name]}: {name} holds {bad} values that are NaN or infinite; "
+        "the weights are damaged"
       )
     return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -87,7 +92,7 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def read_config(folder: Path | str) -> dict:
-  """config.json as a dict; raises UserError when the folder or the file is missing, or it is not a JSON object."""
+  """config.json as a dict; UserError when it is missing or not a JSON object."""
   folder = Path(folder)
   if not folder.is_dir():
     raise UserError(f"model folder {folder} does not exist")
@@ -108,7 +113,7 @@ def write_tensors(folder: Path | str, tensors: Mapping[str, np.ndarray]) -> None
 
 
 def read_tokenizer(folder: Path | str):
-  """The SentencePiece processor of spiece.model, or None if there is no such file; UserError if it is damaged."""
+  """The SentencePiece processor of spiece.model, None without that file; UserError if damaged."""
   import sentencepiece
 
   path = Path(folder) / TOKENIZER_NAME
@@ -121,7 +126,7 @@ def read_tokenizer(folder: Path | str):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-  """Puts `content` at `path` so that a reader, or a kill at any moment, meets the old file or the whole new one."""
+  """Puts `content` at `path`; a reader, or a kill at any moment, meets the old file or the new."""
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
@@ -146,7 +151,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / WEIGHTS_NAME]
   if not (folder / INDEX_NAME).is_file():
     raise UserError(
-      f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}; convert other weight formats to safetensors first"
+      f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}; "
+      "convert other weight formats to safetensors first"
     )
   weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from slm_jax.models.t5 import T5, DecodingCache, T5Config
 
-# Far below any sum of log-probabilities, yet finite: it marks a place in the beam that holds no sequence.
+# Marks a place in the beam that holds no sequence: below any sum of log-probabilities, yet finite.
 _NONE = -1.0e9
 
 # tokens int32 [B, K], their position int32 [], cache -> (logits fp32 [B, K, V], cache)
@@ -24,9 +24,9 @@ Step = Callable[[jax.Array, jax.Array, DecodingCache], tuple[jax.Array, Decoding
 class GenerationConfig:
   """How to choose tokens.
 
-  `temperature` 0 is greedy; above 0 tokens are drawn, after the `top_k` likeliest were kept (0 = all), and of those the
-  likeliest whose probabilities reach `top_p` together. `num_beams` above 1 is beam search, and sequences compete by
-  log-probability / length**length_penalty.
+  `temperature` 0 is greedy; above 0 tokens are drawn, after the `top_k` likeliest were kept (0 =
+  all), and of those the likeliest whose probabilities reach `top_p` together. `num_beams` above 1
+  is beam search, and sequences compete by log-probability / length**length_penalty.
   """
 
   max_new_tokens: int = 64
@@ -57,7 +57,8 @@ class GenerationConfig:
 class GenerationResult(NamedTuple):
   """ids int32 [B, T]: no start token, EOS kept, pad after it.
 
-  scores fp32 [B]: log-probability of the ids, EOS included, divided by their number to the power of the length penalty.
+  scores fp32 [B]: log-probability of the ids, EOS included, divided by their number to the power of
+  the length penalty.
   """
 
   ids: jax.Array
@@ -164,7 +165,7 @@ def _choose(logits: jax.Array, config: GenerationConfig, key: jax.Array) -> jax.
 
 
 def truncate(logits: jax.Array, config: GenerationConfig) -> jax.Array:
-  """Tempers logits [B, V] and puts tokens outside top-k and the nucleus (arXiv:1904.09751, §3.1) at -inf."""
+  """Tempers logits [B, V]; tokens outside top-k and nucleus (arXiv:1904.09751, §3.1) go to -inf."""
   logits = logits / config.temperature
   if 0 < config.top_k < logits.shape[-1]:
     lowest = jax.lax.top_k(logits, config.top_k)[0][:, -1:]
@@ -198,9 +199,10 @@ def _beam_search(
 ) -> GenerationResult:
   """Beam search that keeps and stops as Hugging Face Transformers does with `early_stopping=False`.
 
-  At every step the 2K best continuations of a row are found. Those among the first K that end (by EOS or by the length
-  limit) compete for K places of ended sequences; the best K that do not end stay open. A row is closed when K sequences
-  have ended and the best open one, divided by its present length's penalty, is behind the worst of them.
+  At every step the 2K best continuations of a row are found. Those among the first K that end (by
+  EOS or by the length limit) compete for K places of ended sequences; the best K that do not end
+  stay open. A row is closed when K sequences have ended and the best open one, divided by its
+  present length's penalty, is behind the worst of them.
   """
   beams, limit = config.num_beams, config.max_new_tokens
 
@@ -264,9 +266,17 @@ def _beam_search(
 def _best_continuations(
   logits: jax.Array, open_scores: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Of logits [B, K, V] and scores so far [B, K]: the 2K best (scores, beams they continue, tokens), [B, 2K] each."""
+  """The 2K best ways to continue, best first.
+
+  Args:
+    logits: [B, K, V].
+    open_scores: sums of log-probabilities so far, [B, K].
+
+  Returns:
+    (scores, the beams they continue, their tokens), [B, 2K] each.
+  """
   batch, beams, vocab = logits.shape
-  # The best 2K of a row are among the best 2K of each beam; two dimensions keep top_k off the slow sort on CPU.
+  # A row's best 2K are among the best 2K of each beam. On CPU top_k is fast in two dimensions only.
   best, tokens = jax.lax.top_k(logits.reshape(-1, vocab), 2 * beams)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   log_probs = best.reshape(batch, beams, -1) - log_z[..., None] + open_scores[..., None]
@@ -281,5 +291,5 @@ def _pick(values: jax.Array, beams: jax.Array) -> jax.Array:
 
 
 def _reorder(cache: jax.Array, beams: jax.Array) -> jax.Array:
-  """cache [L, B, K, T, N, H], beams int32 [B, K]: the beam that each one continues -> the cache in the new order."""
+  """cache [L, B, K, T, N, H] -> the same, beam k of a row taken from its old beam beams[:, k]."""
   return jnp.take_along_axis(cache, beams[None, :, :, None, None, None], axis=2)

@@ -26,7 +26,7 @@ class LanguageModel:
 
   @functools.cached_property
   def _variables(self) -> dict:
-    # Loaded weights are host arrays; they move to the device once, when something is first computed.
+    # Loaded weights are host arrays; the first computation moves them to the device, once.
     return {"params": jax.device_put(self.params)}
 
   def encode(
@@ -36,10 +36,10 @@ class LanguageModel:
     embeddings: jax.Array | None = None,
     mask: jax.Array | None = None,
   ) -> jax.Array:
-    """Runs the encoder on tokens int32 [B, S] or on ready embeddings [B, S, D]; exactly one of them.
+    """Runs the encoder on tokens int32 [B, S] or on ready embeddings [B, S, D].
 
     Args:
-      mask: bool [B, S], True = real. For tokens the default is "not padding"; for embeddings it is required.
+      mask: bool [B, S], True = real; by default tokens that are not padding. Embeddings need it.
 
     Returns:
       memory [B, S, D].
@@ -50,7 +50,7 @@ class LanguageModel:
   def logits(
     self, memory: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array
   ) -> jax.Array:
-    """memory [B, S, D], mask bool [B, S], decoder_input_tokens int32 [B, T] (starting with pad) -> fp32 [B, T, V]."""
+    """memory [B, S, D], mask bool [B, S], tokens int32 [B, T] from pad on -> fp32 [B, T, V]."""
     return _logits(self.config, self._variables, memory, mask, decoder_input_tokens)
 
   def generate(
@@ -65,7 +65,8 @@ class LanguageModel:
 
     Args:
       tokens, embeddings, mask: as in `encode`.
-      **options: fields of `GenerationConfig`, e.g. max_new_tokens=64, num_beams=4, length_penalty=1.0.
+      **options: fields of `GenerationConfig`, e.g. max_new_tokens=64, num_beams=4,
+        length_penalty=1.0.
 
     Returns:
       ids int32 [B, max_new_tokens] (no start token, EOS kept, pad after it) and scores fp32 [B].
@@ -82,9 +83,10 @@ class LanguageModel:
       if tokens is None:
         raise ValueError("embeddings= needs mask=, bool [B, S], True = real")
       return jnp.asarray(tokens) != self.config.pad_id
+    mask = jnp.asarray(mask)
     if mask.dtype != bool:
       raise ValueError(f"mask is {mask.dtype}, expected bool with True = real")
-    return jnp.asarray(mask)
+    return mask
 
 
 @functools.partial(jax.jit, static_argnums=0)

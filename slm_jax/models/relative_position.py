@@ -1,6 +1,7 @@
-"""T5's relative position bias: one learnt number per head and bucket of distance (arXiv:1910.10683, §2.1)."""
+"""T5's relative position bias: a number per head and bucket of distance (arXiv:1910.10683)."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,14 @@ _init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 def bucket_table(num_buckets: int, max_distance: int) -> np.ndarray:
   """Bucket of each distance 0 … max_distance, int32 [max_distance + 1].
 
-  The first half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`, and
-  all that is further away shares the last one. A table, because rounding of the logarithm at the buckets' borders
-  must not depend on the device.
+  The first half of the buckets hold one distance each, the rest grow logarithmically up to
+  `max_distance`, and all that is further away shares the last one. A table, because rounding of the
+  logarithm at the buckets' borders must not depend on the device.
   """
   exact = num_buckets // 2
   distance = np.arange(max_distance + 1)
   log_ratio = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact)
-  # Borders that are whole numbers (exact * 2**k) come out a rounding error too low without the offset.
+  # Without the offset, borders at whole numbers (exact * 2**k) come out a rounding error too low.
   large = exact + (log_ratio * (num_buckets - exact) + 1e-6).astype(np.int32)
   return np.where(distance < exact, distance, np.minimum(large, num_buckets - 1)).astype(np.int32)
 
@@ -31,8 +32,8 @@ def relative_position_bucket(
 ) -> jax.Array:
   """Maps key position minus query position (int32, any shape) to a bucket in [0, num_buckets).
 
-  Bidirectional: half of the buckets are for keys behind or at the query, half for keys ahead of it. Otherwise keys
-  ahead share bucket 0 with distance 0; causal attention never sees them.
+  Bidirectional: half of the buckets are for keys behind or at the query, half for keys ahead of
+  it. Otherwise keys ahead share bucket 0 with distance 0; causal attention never sees them.
   """
   if bidirectional:
     num_buckets //= 2
@@ -58,4 +59,4 @@ class RelativePositionBias(nn.Module):
       nn.with_logical_partitioning(_init, ("heads", "relpos_buckets")),
       (self.num_heads, self.num_buckets),
     )
-    return jnp.take(rel_embedding, buckets, axis=1)[None]
+    return jnp.take(cast(jax.Array, rel_embedding), buckets, axis=1)[None]

@@ -1,10 +1,11 @@
-"""The T5 family (T5, T5 1.1, mT5, umT5) as one Flax module: tokens or ready embeddings in, logits out.
+"""The T5 family (T5, T5 1.1, mT5, umT5) as one Flax module: tokens or embeddings in, logits out.
 
 Parameter names are T5X's, with the layers of a stack stacked along a leading axis under `layers`.
-B batch, S source length, T target length, D model width, N heads, H head width, V vocab, L layers, K beams.
+B batch, S source length, T target length, D model width, N heads, H head width, V vocab, L layers,
+K beams.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class DecodingCache(NamedTuple):
 
 
 def _stack(layer: type[nn.Module], cfg: T5Config, length: int, axes: dict[str, dict]) -> nn.Module:
-  """`length` layers as one module; `axes` gives in_axes and out_axes of each method that runs over all of them."""
+  """`length` layers as one module; `axes`: in_axes of each method that runs over all of them."""
   if cfg.remat != "none":
     # `train` is the last argument of both layers' __call__; index 0 is the module itself.
     train_index = 1 + len(axes["__call__"]["in_axes"])
@@ -65,15 +66,16 @@ class TokenEmbedder(nn.Module):
 
   def setup(self):
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-    self.embedding = self.param("embedding", init, (self.config.vocab_size, self.config.emb_dim))
+    shape = (self.config.vocab_size, self.config.emb_dim)
+    self._table = cast(jax.Array, self.param("embedding", init, shape))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+    return jnp.take(self._table, tokens, axis=0).astype(self.config.dtype)
 
   def attend(self, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> products with every embedding, fp32 [..., V]."""
-    embedding = self.embedding.astype(hidden.dtype)
+    embedding = self._table.astype(hidden.dtype)
     return jnp.einsum("...D,VD->...V", hidden, embedding, preferred_element_type=jnp.float32)
 
 
@@ -103,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The decoder's stack, its final norm, and the output projection unless that is tied to the embedding."""
+  """The decoder's stack, its final norm, and the output projection unless it is tied."""
 
   config: T5Config
 
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
 
 
 class T5(nn.Module):
-  """Encoder-decoder LM. Masks are True where a position is real; what stands elsewhere changes nothing."""
+  """Encoder-decoder LM. Masks are True at real positions; what stands elsewhere changes nothing."""
 
   config: T5Config
 
@@ -171,8 +173,8 @@ class T5(nn.Module):
     return self.token_embedder(tokens)
 
   def encode(self, embeddings: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
-    """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count padding and holes too."""
-    # Not only hidden by attention but blanked: padding may hold anything, NaN included, and gets gradient 0.
+    """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count holes too."""
+    # Not only hidden by attention but blanked: padding may hold NaN, and its gradient is 0.
     embeddings = jnp.where(mask[..., None], embeddings, 0).astype(self.config.dtype)
     return self.encoder(embeddings, mask, train=train)
 
@@ -200,14 +202,14 @@ class T5(nn.Module):
   def __call__(
     self, encoder_tokens: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array
   ) -> jax.Array:
-    """encoder_tokens int32 [B, S], mask bool [B, S], decoder_input_tokens int32 [B, T] -> logits fp32 [B, T, V]."""
+    """encoder_tokens [B, S], mask bool [B, S], decoder_input_tokens [B, T] -> fp32 [B, T, V]."""
     memory = self.encode(self.embed(encoder_tokens), mask)
     return self.logits(self.decode(memory, mask, decoder_input_tokens))
 
   def init_cache(
     self, memory: jax.Array, mask: jax.Array, *, num_beams: int, length: int
   ) -> DecodingCache:
-    """A cache for `length` tokens of `num_beams` beams, with keys and values of memory [B, S, D] computed."""
+    """A cache for `length` tokens of `num_beams` beams over memory [B, S, D], mask bool [B, S]."""
     cfg = self.config
     shape = (cfg.num_decoder_layers, memory.shape[0], num_beams, length)
     zeros = jnp.zeros((*shape, cfg.num_heads, cfg.head_dim), cfg.dtype)
@@ -217,7 +219,7 @@ class T5(nn.Module):
   def decode_step(
     self, tokens: jax.Array, index: jax.Array, cache: DecodingCache, mask: jax.Array
   ) -> tuple[jax.Array, DecodingCache]:
-    """One token further: tokens int32 [B, K] at position `index` (int32 []) -> (logits fp32 [B, K, V], cache)."""
+    """tokens int32 [B, K] at position `index` (int32 []) -> (logits fp32 [B, K, V], cache)."""
     hidden, cache = self.decoder.step(self.token_embedder(tokens), cache, mask, index)
     return self.logits(hidden), cache
 

@@ -1,4 +1,5 @@
-"""T5's multi-head attention: no bias terms, no scaling by the head width, relative positions added to the scores.
+"""T5's multi-head attention: no bias terms, no scaling by the head width, relative positions added
+to the scores.
 
 B batch, S key length, T query length, D model width, N heads, H head width, L layers, K beams.
 """
@@ -22,7 +23,9 @@ class KeyValue(NamedTuple):
 
 
 class Attention(nn.Module):
-  """Attention whose steps are separate, so that cached decoding uses the same weights and the same formulas."""
+  """Attention whose steps are separate, so that cached decoding uses the same weights and the same
+  formulas.
+  """
 
   config: T5Config
 
@@ -30,9 +33,10 @@ class Attention(nn.Module):
     cfg = self.config
     joined = cfg.num_heads * cfg.head_dim
 
-    def query_init(key, shape, dtype=jnp.float32):
-      # The scores are not scaled, so the query starts smaller by sqrt(H) instead (Mesh TensorFlow, T5X).
-      return _fan_in(key, shape, dtype) * cfg.head_dim**-0.5
+    def query_init(*args, **kwargs) -> jax.Array:
+      # The scores are not scaled, so the query starts smaller by sqrt(H) instead (Mesh TensorFlow,
+      # T5X).
+      return _fan_in(*args, **kwargs) * cfg.head_dim**-0.5
 
     def dense(features: int, axes: tuple[str, str], init=_fan_in) -> nn.Dense:
       kernel_init = nn.with_logical_partitioning(init, axes)

@@ -8,13 +8,14 @@ REMAT_POLICIES = ("none", "full", "dots")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-  """T5 (arXiv:1910.10683), T5 1.1, mT5 (arXiv:2010.11934) and umT5: one encoder-decoder, a few switches.
+  """T5 (arXiv:1910.10683), T5 1.1, mT5 (arXiv:2010.11934) and umT5 by a few switches.
 
-  `mlp_activations` has one entry per input projection of the FFN and their results are multiplied: ("gelu", "linear")
-  is the gated GELU of T5 1.1 and mT5 (tanh approximation), ("relu",) is T5 1.0. `logits_via_embedding` ties the output
-  to the token embedding and scales the hidden state by emb_dim**-0.5 (T5 1.0). `per_layer_relpos` gives every layer its
-  own relative position bias (umT5); otherwise a stack shares one. `dtype` is the type of computation; parameters are
-  created in fp32, may be loaded in any float type, and are cast where they are used.
+  `mlp_activations` has one entry per input projection of the FFN; their results are multiplied.
+  ("gelu", "linear") is the gated GELU of T5 1.1 and mT5 (tanh approximation), ("relu",) is T5 1.0.
+  `logits_via_embedding` ties the output to the token embedding and scales the hidden state by
+  emb_dim**-0.5 (T5 1.0). `per_layer_relpos` gives every layer its own relative position bias
+  (umT5); otherwise a stack shares one. `dtype` is the type of computation; parameters are created
+  in fp32, may be loaded in any float type, and are cast where they are used.
   """
 
   vocab_size: int
@@ -32,7 +33,7 @@ class T5Config:
   layer_norm_epsilon: float = 1e-6
   dropout_rate: float = 0.0
   dtype: str = "float32"
-  # What the backward pass recomputes: nothing, whole layers, or all but matrix products with weights.
+  # The backward pass recomputes: nothing, whole layers, or all but matrix products with weights.
   remat: str = "none"
   # Padding, and the token that decoding starts from.
   pad_id: int = 0

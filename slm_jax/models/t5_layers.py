@@ -1,4 +1,6 @@
-"""The blocks of T5's encoder and decoder: pre-norm residual layers (arXiv:1910.10683, §2.1; T5 1.1 FFN: arXiv:2002.05202)."""
+"""The layers of T5's encoder and decoder (arXiv:1910.10683, §2.1; gated FFN: arXiv:2002.05202)."""
+
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [..., D] -> [..., D] in the compute type."""
     scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-    scale = self.param("scale", scale_init, (x.shape[-1],))
+    scale = cast(jax.Array, self.param("scale", scale_init, (x.shape[-1],)))
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(
       jnp.mean(jnp.square(x), -1, keepdims=True) + self.config.layer_norm_epsilon
@@ -74,7 +76,10 @@ class EncoderLayer(nn.Module):
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
   def __call__(self, x, mask, position, train: bool) -> tuple[jax.Array, None]:
-    """x [B, S, D], mask bool [B, 1, 1, S], position: the stack's bias [1, N, S, S] or buckets [S, S] -> (x, None)."""
+    """x [B, S, D], mask bool [B, 1, 1, S] -> (x, None).
+
+    `position` is the stack's bias [1, N, S, S], or buckets [S, S] when each layer has a bias.
+    """
     bias = self.relpos_bias(position) if self.config.per_layer_relpos else position
     y = self.attention(self.pre_attention_layer_norm(x), mask, bias, train=train)
     x = x + self.dropout(y, deterministic=not train)
@@ -102,8 +107,8 @@ class DecoderLayer(nn.Module):
   def __call__(self, x, memory, mask, causal_mask, position, train: bool) -> tuple[jax.Array, None]:
     """All positions at once.
 
-    x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S], causal_mask bool [1, 1, T, T], position: the stack's bias
-    [1, N, T, T] or buckets [T, T] -> (x, None).
+    x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S], causal_mask bool [1, 1, T, T] ->
+    (x, None). `position` as in the encoder, for T targets.
     """
     bias = self.relpos_bias(position) if self.config.per_layer_relpos else position
     y = self.self_attention(self.pre_self_attention_layer_norm(x), causal_mask, bias, train=train)
@@ -126,7 +131,7 @@ class DecoderLayer(nn.Module):
     Args:
       carry: (x [B, K, D], self-attention cache of all layers [L, B, K, T, N, H]).
       layer: int32 [], this layer's index.
-      memory: this layer's keys and values of the encoder's output, [B, S, N, H]; shared by the beams.
+      memory: this layer's keys and values of the memory, [B, S, N, H]; shared by the beams.
       mask: bool [B, 1, 1, S].
       position: the stack's bias [1, N, 1, T] or buckets [1, T].
       index: int32 [], position of the new token.
