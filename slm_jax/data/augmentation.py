@@ -34,11 +34,17 @@ class AugmentationConfig:
     for name in ("noise_probability", "room_probability"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name}={getattr(self, name)} is not a probability")
-    for low, high in (("min_snr_db", "max_snr_db"), ("min_rt60", "max_rt60"), ("min_peak", "max_peak")):
+    for low, high in (
+      ("min_snr_db", "max_snr_db"),
+      ("min_rt60", "max_rt60"),
+      ("min_peak", "max_peak"),
+    ):
       if getattr(self, low) > getattr(self, high):
         raise ValueError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}")
     if not (0 < self.min_rt60 and 0 < self.min_peak and self.max_peak <= 1 and 0 <= self.max_lead):
-      raise ValueError(f"rt60 and peaks must be positive, peaks at most 1, max_lead not negative: {self}")
+      raise ValueError(
+        f"rt60 and peaks must be positive, peaks at most 1, max_lead not negative: {self}"
+      )
 
 
 def augment(
@@ -82,11 +88,12 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def coloured_noise(rng: np.random.Generator, num_samples: int, exponent: float) -> np.ndarray:
-  """float32 [S] of mean power 1 whose power spectral density is 1/f^exponent; the constant term is 0."""
-  spectrum = rng.standard_normal((num_samples // 2 + 1, 2), dtype=np.float32).view(np.complex64)[:, 0]
+  """float32 [S] of mean power 1 whose power spectral density is 1/f^exponent, without a constant term."""
+  size = 1 << (num_samples - 1).bit_length()  # a length with large prime factors would be slow
+  spectrum = rng.standard_normal((size // 2 + 1, 2), dtype=np.float32).view(np.complex64)[:, 0]
   frequency = np.arange(len(spectrum), dtype=np.float32)
   frequency[0] = np.inf
-  noise = np.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), num_samples)
+  noise = np.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), size)[:num_samples]
   return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
 
 

@@ -18,11 +18,10 @@ PIPELINE = "pipeline.json"
 # After so many dropped in a row the lengths cannot be what was meant, and waiting for a fit could take for ever.
 MAX_DROPPED_IN_A_ROW = 2_000
 _DROPPED = "dropped"
+_KEEP = "keep"
 
 
-def drop_over_long(
-  dataset: tf.data.Dataset, feature_lengths: Mapping[str, int]
-) -> tf.data.Dataset:
+def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
   """Removes examples with a feature longer than its length, and counts them.
 
   Adds `dropped` int64 [number of features, in the order of `feature_lengths`]: how many examples before this one
@@ -44,11 +43,11 @@ def drop_over_long(
       tf.constant(MAX_DROPPED_IN_A_ROW, tf.int64),
       f"{MAX_DROPPED_IN_A_ROW} examples in a row are too long ({names})",
     )
-    return (totals, in_a_row), ({**example, _DROPPED: totals}, keep)
+    return (totals, in_a_row), {**example, _DROPPED: totals, _KEEP: keep}
 
   start = (tf.zeros([len(feature_lengths)], tf.int64), tf.constant(0, tf.int64))
-  kept = dataset.scan(start, count).filter(lambda example, keep: keep)
-  return kept.map(lambda example, keep: example)
+  kept = dataset.scan(start, count).filter(lambda example: example[_KEEP])
+  return kept.map(lambda example: {name: example[name] for name in example if name != _KEEP})
 
 
 class TrainBatches:
@@ -106,7 +105,9 @@ class TrainBatches:
     except ValueError as error:
       raise UserError(f"{mixture_or_task_name}: {error}") from error
     if buckets and num_shards > 1:
-      raise UserError("length_buckets need a single process: several would not agree on each batch's shape")
+      raise UserError(
+        "length_buckets need a single process: several would not agree on each batch's shape"
+      )
     self._names = list(lengths)
     self._buckets = buckets or (lengths,)
     self._pipeline = {
@@ -193,7 +194,9 @@ class TrainBatches:
           f"the data position in {directory} was saved with {name}={state['pipeline'].get(name)!r}, this run has "
           f"{value!r}; continue with the same data settings or start in a new MODEL_DIR"
         )
-    tf.train.Checkpoint(iterator=self._iterator).read(str(path.with_name(POSITION))).assert_consumed()
+    tf.train.Checkpoint(iterator=self._iterator).read(
+      str(path.with_name(POSITION))
+    ).assert_consumed()
     self._skipped = np.asarray(state["skipped"], np.int64)
 
 
@@ -232,7 +235,9 @@ class EvalExamples:
     hide_accelerators()
     self._task = _provider(task_name, split, use_cached)
     if "audio" not in self._task.output_features:
-      raise UserError(f"task {task_name} has no audio; its features: {sorted(self._task.output_features)}")
+      raise UserError(
+        f"task {task_name} has no audio; its features: {sorted(self._task.output_features)}"
+      )
     self._split = split
     self._max_samples = max_samples
     self._max_examples = max_examples
@@ -282,8 +287,14 @@ def _provider(name: str, split: str, use_cached: bool):
   provider = seqio.get_mixture_or_task(name)
   if split not in provider.splits:
     raise UserError(f"{name} has no split {split!r}; it has {sorted(provider.splits)}")
-  missing = [t.name for t in seqio.get_subtasks(provider) if use_cached and t.supports_caching and not t.cache_dir]
+  missing = [
+    t.name
+    for t in seqio.get_subtasks(provider)
+    if use_cached and t.supports_caching and not t.cache_dir
+  ]
   if missing:
     folders = seqio.utils.get_global_cache_dirs()
-    raise UserError(f"no offline cache of {missing} in {folders}; make it with slm_jax tasks or set the folder")
+    raise UserError(
+      f"no offline cache of {missing} in {folders}; make it with slm_jax tasks or set the folder"
+    )
   return provider

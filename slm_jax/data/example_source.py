@@ -48,8 +48,15 @@ class ExampleSource(seqio.DataSource):
 
   def fingerprint(self) -> str:
     """SHA-256 of `describe()`, the split sizes and the shard size, in hex."""
-    facts = self.describe() | {"candidates": self.num_candidates, "per_shard": self.examples_per_shard}
+    facts = self.describe() | {
+      "candidates": self.num_candidates,
+      "per_shard": self.examples_per_shard,
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+  def num_input_examples(self, split: str) -> int:
+    """Candidates of a split; the examples are fewer by those dropped."""
+    return self.num_candidates[split]
 
   @property
   def supports_arbitrary_sharding(self) -> bool:

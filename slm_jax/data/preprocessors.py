@@ -2,8 +2,8 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import seqio
 import tensorflow as tf
 
 
@@ -30,7 +30,7 @@ def tokenize_fields(fields: Mapping[str, Sequence[str]]):
 
 def _tokenize_fields(
   dataset: tf.data.Dataset,
-  output_features: Mapping[str, seqio.Feature],
+  output_features: Mapping[str, Any],
   *,
   fields: Mapping[str, tuple[str, ...]],
 ) -> tf.data.Dataset:

@@ -52,7 +52,14 @@ def names_registered() -> list[str]:
 
 
 def fill_caches(name: str, *, num_processes: int) -> None:
-  """Makes the offline caches that `name` lacks; finished shards of an interrupted run are kept."""
+  """Makes the offline caches that `name` lacks; finished shards of an interrupted run are kept.
+
+  A cache in the default folder is made again when its task's data have changed since; one in any other folder is
+  the user's own and is used as it stands.
+  """
+  own = seqio_cache.default_cache_dir()
   for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
-    if task.requires_caching and not task.cache_dir:
+    if not task.requires_caching:
+      continue
+    if not task.cache_dir or Path(task.cache_dir).is_relative_to(own):
       seqio_cache.cache_task(task.name, num_processes=num_processes)

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import seqio
@@ -46,6 +46,24 @@ class ShardNote:
   features: dict[str, dict]
   stats: dict[str, int]
   dropped: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """One shard of one split."""
+
+  folder: Path
+  split: str
+  shard: int
+  count: int
+
+  @property
+  def path(self) -> Path:
+    return self.folder / f"{self.split}.tfrecord-{self.shard:05d}-of-{self.count:05d}"
+
+  @property
+  def note_path(self) -> Path:
+    return self.folder / SHARD_NOTES / f"{self.path.name}.json"
 
 
 def cache_task(
@@ -78,7 +96,9 @@ def cache_task(
     fingerprint = _fingerprint(task)
     made_from = _recorded_fingerprint(folder)
     if made_from not in (None, fingerprint):
-      say(f"{name}: the cache in {folder} was made from another version of its data; making it again")
+      say(
+        f"{name}: the cache in {folder} was made from another version of its data; making it again"
+      )
       shutil.rmtree(folder)
     if (folder / "COMPLETED").exists() and not _missing(folder):
       return folder
@@ -86,7 +106,9 @@ def cache_task(
     for leftover in folder.glob(".*"):
       leftover.unlink()
     _write_json(folder / MANIFEST, {"task": name, "fingerprint": fingerprint})
-    splits = {split: _cache_split(task, split, folder, num_processes, say) for split in task.splits}
+    splits = _make_shards(task, folder, num_processes, say)
+    for split, notes in splits.items():
+      _write_split(task, split, folder, notes)
     shards = {n.file: n.sha256 for notes in splits.values() for n in notes}
     dropped = {split: dict(_total(n.dropped for n in notes)) for split, notes in splits.items()}
     _write_json(
@@ -107,94 +129,95 @@ def verify_cache(folder: str | Path) -> list[str]:
   ]
 
 
-def _cache_split(task: seqio.Task, split: str, folder: Path, num_processes: int, say) -> list[ShardNote]:
-  count = len(task.source.list_shards(split))
-  todo, notes = [], {}
-  for shard in range(count):
-    note = _finished(folder, split, shard, count)
-    if note is None:
-      todo.append(shard)
-    else:
-      notes[shard] = note
-  started = said = time.monotonic()
-  made = 0
-  for shard, note in _make_shards(task, split, folder, count, todo, num_processes):
-    notes[shard] = note
-    made += note.examples
-    now = time.monotonic()
-    if now - said < SECONDS_BETWEEN_LINES and len(notes) < count:
-      continue
-    said, seconds = now, now - started
-    left = seconds * (count - len(notes)) / (len(notes) - count + len(todo))
-    dropped = sum(_total(n.dropped for n in notes.values()).values())
-    say(
-      f"{task.name} {split}: shard {len(notes)}/{count}, {made / seconds:.0f} examples/s, "
-      f"{dropped} dropped, ETA {int(left // 60)}:{int(left % 60):02d}"
-    )
-  ordered = [notes[shard] for shard in range(count)]
-  stats = _total(n.stats for n in ordered)
-  for name in [name for name in stats if "_max_" in name]:
-    stats[name] = max(n.stats.get(name, 0) for n in ordered)
-  examples = sum(n.examples for n in ordered)
+def _write_split(task: seqio.Task, split: str, folder: Path, notes: list[ShardNote]) -> None:
+  """Writes what SeqIO reads before the shards themselves."""
+  examples = sum(note.examples for note in notes)
   if not examples:
-    raise UserError(f"task {task.name}, split {split}: no example is left (dropped: {dict(_total(n.dropped for n in ordered))})")
-  features = next(n.features for n in ordered if n.features)
+    dropped = dict(_total(note.dropped for note in notes))
+    raise UserError(f"task {task.name}, split {split}: no example is left (dropped: {dropped})")
+  stats = _total(note.stats for note in notes)
+  for name in [name for name in stats if "_max_" in name]:
+    stats[name] = max(note.stats.get(name, 0) for note in notes)
+  features = next(note.features for note in notes if note.features)
   _write_json(folder / f"stats.{split}.json", {"examples": examples, **stats})
   _write_json(
     folder / f"info.{split}.json",
-    {"num_shards": count, "features": features, "seqio_version": seqio.__version__},
+    {"num_shards": len(notes), "features": features, "seqio_version": seqio.__version__},
   )
-  return ordered
 
 
 def _make_shards(
-  task: seqio.Task, split: str, folder: Path, count: int, todo: list[int], num_processes: int
-) -> Iterator[tuple[int, ShardNote]]:
-  """Writes the shards `todo` and yields each as it is done."""
+  task: seqio.Task, folder: Path, num_processes: int, say: Callable[[str], None]
+) -> dict[str, list[ShardNote]]:
+  """Writes the shards that are not there yet; returns the notes of all, in order, by split."""
+  jobs = [
+    _Job(folder, split, shard, len(shards))
+    for split in task.splits
+    for shards in [task.source.list_shards(split)]
+    for shard in range(len(shards))
+  ]
+  notes = {job: note for job in jobs if (note := _finished(job)) is not None}
+  todo = [job for job in jobs if job not in notes]
+  started = said = time.monotonic()
+  made = 0
+  for number, (job, note) in enumerate(_run(task, todo, num_processes), start=1):
+    notes[job] = note
+    made += note.examples
+    now = time.monotonic()
+    if now - said < SECONDS_BETWEEN_LINES and number < len(todo):
+      continue
+    said, seconds = now, now - started
+    left = int(seconds / number * (len(todo) - number))
+    dropped = _total(n.dropped for n in notes.values()).total()
+    say(
+      f"{task.name}: shard {len(notes)}/{len(jobs)}, {made / seconds:.0f} examples/s, {dropped} dropped, "
+      f"ETA {left // 60}:{left % 60:02d}"
+    )
+  return {split: [notes[job] for job in jobs if job.split == split] for split in task.splits}
+
+
+def _run(
+  task: seqio.Task, jobs: list[_Job], num_processes: int
+) -> Iterator[tuple[_Job, ShardNote]]:
+  """Does the jobs, yielding each as it is done."""
   source = task.source
   # SeqIO's own sources hold functions that do not pickle, and TensorFlow already reads them in many threads.
-  cached_as_is = isinstance(source, ExampleSource) and isinstance(
-    task.preprocessors[0], seqio.CacheDatasetPlaceholder
-  )
-  workers = min(num_processes, len(todo))
-  if cached_as_is and workers > 1:
-    # TensorFlow and espeak-ng do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      jobs = {
-        pool.submit(_write_source_shard, source, split, folder, shard, count): shard for shard in todo
-      }
-      try:
-        for job in concurrent.futures.as_completed(jobs):
-          yield jobs[job], job.result()
-      except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
+  if not (
+    isinstance(source, ExampleSource)
+    and isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder)
+  ):
+    for job in jobs:
+      info = seqio.ShardInfo(index=job.shard, num_shards=job.count) if job.count > 1 else None
+      dataset = source.get_dataset(split=job.split, shuffle=False, shard_info=info)
+      dataset = task.preprocess_precache(dataset, seed=job.shard)
+      yield job, _write_shard(dataset.as_numpy_iterator(), {}, job)
     return
-  for shard in todo:
-    if cached_as_is:
-      yield shard, _write_source_shard(source, split, folder, shard, count)
-    else:
-      info = seqio.ShardInfo(index=shard, num_shards=count) if count > 1 else None
-      dataset = source.get_dataset(split=split, shuffle=False, shard_info=info)
-      dataset = task.preprocess_precache(dataset, seed=shard)
-      yield shard, _write_shard(dataset.as_numpy_iterator(), {}, folder, split, shard, count)
+  workers = min(num_processes, len(jobs))
+  if workers <= 1:
+    for job in jobs:
+      yield job, _write_source_shard(source, job)
+    return
+  # Spawned: TensorFlow does not survive a fork.
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    futures = {pool.submit(_write_source_shard, source, job): job for job in jobs}
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        yield futures[future], future.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
 
 
-def _write_source_shard(
-  source: ExampleSource, split: str, folder: Path, shard: int, count: int
-) -> ShardNote:
+def _write_source_shard(source: ExampleSource, job: _Job) -> ShardNote:
   source.dropped.clear()
-  examples = source.make_examples(split, *source.shard_range(split, shard))
-  return _write_shard(examples, source.dropped, folder, split, shard, count)
+  examples = source.make_examples(job.split, *source.shard_range(job.split, job.shard))
+  return _write_shard(examples, source.dropped, job)
 
 
-def _write_shard(
-  examples: Iterable[Example], dropped: dict[str, int], folder: Path, split: str, shard: int, count: int
-) -> ShardNote:
+def _write_shard(examples: Iterable[Example], dropped: dict[str, int], job: _Job) -> ShardNote:
   """Writes one file through a temporary name; `dropped` is read after the last example."""
-  path = folder / _shard_file(split, shard, count)
-  temporary = folder / f".{path.name}.{os.getpid()}"
+  temporary = job.folder / f".{job.path.name}.{os.getpid()}"
   features: dict[str, dict] = {}
   stats: Counter[str] = Counter()
   number = 0
@@ -206,27 +229,25 @@ def _write_shard(
       _count(stats, example)
       number += 1
   note = ShardNote(
-    file=path.name,
+    file=job.path.name,
     examples=number,
     sha256=_sha256(temporary),
     features=features,
     stats=dict(stats),
     dropped=dict(dropped),
   )
-  (folder / SHARD_NOTES).mkdir(exist_ok=True)
-  _write_json(folder / SHARD_NOTES / f"{path.name}.json", dataclasses.asdict(note))
+  job.note_path.parent.mkdir(exist_ok=True)
+  _write_json(job.note_path, dataclasses.asdict(note))
   # Last, so that a shard under its final name always has its note.
-  os.replace(temporary, path)
+  os.replace(temporary, job.path)
   return note
 
 
-def _finished(folder: Path, split: str, shard: int, count: int) -> ShardNote | None:
-  path = folder / _shard_file(split, shard, count)
-  note = folder / SHARD_NOTES / f"{path.name}.json"
-  if not (path.exists() and note.exists()):
+def _finished(job: _Job) -> ShardNote | None:
+  if not (job.path.exists() and job.note_path.exists()):
     return None
-  read = ShardNote(**json.loads(note.read_text()))
-  return read if _sha256(path) == read.sha256 else None
+  note = ShardNote(**json.loads(job.note_path.read_text()))
+  return note if _sha256(job.path) == note.sha256 else None
 
 
 def _serialise(example: Example) -> bytes:
@@ -281,10 +302,6 @@ def _missing(folder: Path) -> list[str]:
     return []
   files = json.loads((folder / MANIFEST).read_text()).get("sha256", {})
   return [file for file in files if not (folder / file).exists()]
-
-
-def _shard_file(split: str, shard: int, count: int) -> str:
-  return f"{split}.tfrecord-{shard:05d}-of-{count:05d}"
 
 
 def _total(counts: Iterable[dict[str, int]]) -> Counter[str]:

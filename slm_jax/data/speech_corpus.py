@@ -125,7 +125,13 @@ class MiniSpeechSource(ExampleSource):
     }
 
   def _rng(self, split: str, index: int, purpose: str) -> np.random.Generator:
-    key = (self.seed, TASKS.index(self.task), sorted(WORLD_SPLITS).index(split), purpose == "sound", index)
+    key = (
+      self.seed,
+      TASKS.index(self.task),
+      sorted(WORLD_SPLITS).index(split),
+      purpose == "sound",
+      index,
+    )
     return np.random.default_rng(key)
 
 

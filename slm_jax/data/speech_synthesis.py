@@ -61,7 +61,9 @@ class EspeakSynthesizer:
       raise ValueError(f"language {language!r} is not one of {sorted(ESPEAK_LANGUAGES)}")
     # The library itself falls back in silence to the plain voice of the language.
     if voice not in self._espeak.voices:
-      raise ValueError(f"voice {voice!r} is not one of espeak-ng's {len(self._espeak.voices)} variants")
+      raise ValueError(
+        f"voice {voice!r} is not one of espeak-ng's {len(self._espeak.voices)} variants"
+      )
     rng = np.random.default_rng(seed)
     rate = int(rng.integers(MIN_WORDS_PER_MINUTE, MAX_WORDS_PER_MINUTE + 1))
     pitch = int(rng.integers(MIN_PITCH, MAX_PITCH + 1))

@@ -22,10 +22,7 @@ def add_speech_task(
   fields = {"targets": ("target",)}
   if instructions:
     fields["inputs"] = ("instruction",)
-  features: dict[str, seqio.Feature] = {
-    feature: seqio.Feature(vocabulary, dtype=tf.int32) for feature in fields
-  }
-  features["audio"] = seqio.ContinuousFeature(dtype=tf.int16)
+  tokens = {feature: seqio.Feature(vocabulary, dtype=tf.int32) for feature in fields}
   return seqio.TaskRegistry.add(
     name,
     source=source,
@@ -35,7 +32,7 @@ def add_speech_task(
       tokenize_fields(fields),
       seqio.preprocessors.append_eos,
     ],
-    output_features=features,
+    output_features={"audio": seqio.ContinuousFeature(dtype=tf.int16), **tokens},
     shuffle_buffer_size=SPEECH_SHUFFLE_BUFFER,
   )
 

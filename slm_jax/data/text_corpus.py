@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from slm_jax.data.example_source import Example, ExampleSource
 from slm_jax.data.mini_world.examples import sample_text_example
+from slm_jax.data.mini_world.splits import Split
 
 # SeqIO's split → the world's: held-out sentence patterns, names and wordings are never in "train".
-WORLD_SPLITS = {"train": "train", "validation": "heldout"}
+WORLD_SPLITS: dict[str, Split] = {"train": "train", "validation": "heldout"}
 # Examples that stand for the grammar in a fingerprint: it changes with any rule that they use.
 NUM_PROBES = 64
 
@@ -20,7 +21,9 @@ class MiniTextSource(ExampleSource):
     ("id", "task", "language", "target_language", "sentence", "instruction", "target"), tf.string
   )
 
-  def __init__(self, num_candidates: dict[str, int], *, seed: int, examples_per_shard: int = 20_000):
+  def __init__(
+    self, num_candidates: dict[str, int], *, seed: int, examples_per_shard: int = 20_000
+  ):
     super().__init__(num_candidates, examples_per_shard=examples_per_shard)
     self.seed = seed
 
@@ -30,5 +33,7 @@ class MiniTextSource(ExampleSource):
       yield {name: getattr(example, name).encode() for name in self.fields}
 
   def describe(self) -> dict:
-    probes = [list(map(bytes.decode, e.values())) for e in self.make_examples("train", 0, NUM_PROBES)]
+    probes = [
+      list(map(bytes.decode, e.values())) for e in self.make_examples("train", 0, NUM_PROBES)
+    ]
     return {"kind": "mini text", "seed": self.seed, "probes": probes}
