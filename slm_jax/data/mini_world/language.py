@@ -1,4 +1,4 @@
-"""What the four grammars share: clauses, follow-ups, replies, questions; each defines its phrases."""
+"""What the four grammars share: clauses, follow-ups, replies and questions."""
 
 import abc
 import dataclasses

@@ -1,19 +1,19 @@
 """The words of the mini world, read from lexicon.tsv, with every inflected form the grammar needs.
 
-Columns: kind, key (the English headword), tags, and one cell per language (en, de, fr, es). The forms in
-a cell are separated by commas:
+Columns: kind, key (the English headword), tags, and one cell per language (en, de, fr, es). The
+forms in a cell are separated by commas:
 
   noun, profession   en: singular,plural; de, fr, es: gender,singular,plural; de adds the accusative
                      singular where it differs from the nominative
   verb               third person present: singular,plural
   colour, adjective  en: the word; de: uninflected,-e,-en,-es; fr: pre|post (its side of the noun),
                      masculine,feminine,masculine plural,feminine plural, and the masculine before
-                     a vowel where it differs; es: masculine,feminine,masculine plural,feminine plural
+                     a vowel where it differs; es: the same four, without pre|post
   number, time, place  one form; times and places are whole phrases
 
 Tags of a noun: its class. Of an adjective or a verb: the noun classes it goes with ("any" = all). A
-verb's tags also name the frames it takes besides a thing: "alone", "person", "recipient"; `then:VERB`
-is the verb of the follow-up sentence, `then_person:VERB` the same when the object is a person.
+verb's tags also name its frames other than a thing: "alone", "person", "recipient"; `then:VERB` is
+the verb of the follow-up, `then_person:VERB` the same when the object is a person.
 """
 
 import dataclasses

@@ -1,10 +1,12 @@
 """The open generator of names: invented words whose spelling can be heard.
 
-A name has two or three syllables of one consonant and one vowel; a syllable that is not the last may end
-in n, l or r. The rules drop what a synthesiser would make ambiguous: a final e is silent in French;
-"er", "ir" and "ur" sound alike in English, "en" and "an" in French, "Tebo" and "Tibo" in English.
-No letter is doubled.
+A name has two or three syllables of one consonant and one vowel; a syllable that is not the last
+may end in n, l or r. The rules drop what a synthesiser would make ambiguous: a final e is silent in
+French; "er", "ir" and "ur" sound alike in English, "en" and "an" in French, "Tebo" and "Tibo" in
+English. No letter is doubled.
 """
+
+import re
 
 from slm_jax.data.mini_world.lexicon import surface_words
 from slm_jax.data.mini_world.splits import Draws, Split, split_of
@@ -40,3 +42,8 @@ def sample_name(draws: Draws, split: Split) -> str:
     letters = _candidate(draws)
     if letters not in surface_words() and split_of("name", letters) == split:
       return letters.capitalize()
+
+
+def syllables(name: str) -> list[str]:
+  """The syllables of a generated name: "Karina" → ["Ka", "ri", "na"], "Belto" → ["Bel", "to"]."""
+  return re.findall(r"[^aeiou][aeiou](?:[nlr](?![aeiou]))?", name, flags=re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Sentence patterns: which slots a sentence fills and how, before any word is chosen.
 
-A pattern is one combination of time slot × subject × frame × determiner × modifier × place. About 15 %
-of them, by hash, are kept out of training.
+A pattern is one combination of time slot × subject × frame × determiner × modifier × place. About
+15 % of them, by hash, are kept out of training.
 """
 
 import dataclasses

@@ -75,8 +75,8 @@ def sample_sentence(
 ) -> WorldSentence:
   """The sentence of (seed, index, split).
 
-  The meaning does not depend on `language`. Sentences of 4 to 9 words and at most 56 characters in all
-  four languages are kept; others are drawn again.
+  The meaning does not depend on `language`. Sentences of 4 to 9 words and at most 56 characters in
+  all four languages are kept; others are drawn again.
 
   Raises:
     ValueError: an unknown split or language.
