@@ -13,7 +13,8 @@ VOCABULARY = seqio.SentencePieceVocabulary(
   str(Path(slm_jax.__file__).parent / "assets/mini/spiece.model")
 )
 
-# Each task has a seed, and so sentences and audio, of its own. "validation" has held-out patterns, names and voices.
+# Each task has a seed, and so sentences and audio, of its own. "validation" has held-out patterns,
+# names and voices.
 add_text_task(
   "mini_text", MiniTextSource({"train": 600_000, "validation": 2_000}, seed=1), VOCABULARY
 )

@@ -1,4 +1,7 @@
-"""What a room and a microphone do to clean speech: resampling, echo, noise. NumPy only, deterministic in the generator."""
+"""What a room and a microphone do to clean speech: echo, noise, level, another sampling rate.
+
+Plain NumPy; every function is deterministic in its generator.
+"""
 
 import dataclasses
 
@@ -52,8 +55,8 @@ def augment(
 ) -> np.ndarray:
   """Mono speech int16 or float in ±1 [S] at `rate` → int16 at `config.sample_rate`.
 
-  Silence at the ends of the recording is trimmed and replaced by a random lead-in and lead-out, so that the noise
-  is heard before the words.
+  Silence at the ends of the recording is trimmed and replaced by a random lead-in and lead-out, so
+  that the noise is heard before the words.
 
   Raises:
     ValueError: no sample is other than zero.
@@ -88,7 +91,7 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def coloured_noise(rng: np.random.Generator, num_samples: int, exponent: float) -> np.ndarray:
-  """float32 [S] of mean power 1 whose power spectral density is 1/f^exponent, without a constant term."""
+  """float32 [S] of mean power 1 with a power spectral density of 1/f^exponent, 0 at f = 0."""
   size = 1 << (num_samples - 1).bit_length()  # a length with large prime factors would be slow
   spectrum = rng.standard_normal((size // 2 + 1, 2), dtype=np.float32).view(np.complex64)[:, 0]
   frequency = np.arange(len(spectrum), dtype=np.float32)
@@ -104,10 +107,10 @@ def add_noise(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarra
 
 
 def room_response(rng: np.random.Generator, rt60: float, sample_rate: int) -> np.ndarray:
-  """A room's impulse response float32: the direct sound, a few early reflections, a decaying noise tail.
+  """A room's impulse response, float32: direct sound, a few early reflections, a decaying tail.
 
-  The tail's amplitude falls as 10^(-3 t / rt60), the definition of the reverberation time (Polack's model).
-  Distances of the reflections are drawn for a room of 2 to 8 m.
+  The tail's amplitude falls as 10^(-3 t / rt60), the definition of the reverberation time (Polack's
+  model). Distances of the reflections are drawn for a room of 2 to 8 m.
   """
   length = int(rt60 * sample_rate)
   time = np.arange(length, dtype=np.float32) / sample_rate

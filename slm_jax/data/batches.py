@@ -15,7 +15,8 @@ from slm_jax.errors import UserError
 
 POSITION = "position"
 PIPELINE = "pipeline.json"
-# After so many dropped in a row the lengths cannot be what was meant, and waiting for a fit could take for ever.
+# After so many dropped in a row the lengths cannot be what was meant, and waiting for a fit could
+# take for ever.
 MAX_DROPPED_IN_A_ROW = 2_000
 _DROPPED = "dropped"
 _KEEP = "keep"
@@ -24,9 +25,10 @@ _KEEP = "keep"
 def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
   """Removes examples with a feature longer than its length, and counts them.
 
-  Adds `dropped` int64 [number of features, in the order of `feature_lengths`]: how many examples before this one
-  were removed for each feature (an example with two long features counts for both). The counts are state of the
-  dataset's iterator, so a saved and restored iterator goes on counting where it stood.
+  Adds `dropped` int64 [number of features, in the order of `feature_lengths`]: how many examples
+  before this one were removed for each feature (an example with two long features counts for both).
+  The counts are state of the dataset's iterator, so a saved and restored iterator goes on counting
+  where it stood.
   """
   limits = tf.constant(list(feature_lengths.values()), tf.int64)
   names = ", ".join(f"{name} > {length}" for name, length in feature_lengths.items())
@@ -53,12 +55,12 @@ def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int])
 class TrainBatches:
   """Endless, shuffled batches whose position can be saved and restored exactly.
 
-  The batches are a function of the arguments and the data alone. Each epoch of a task sees every example of this
-  shard once, in an order of its own.
+  The batches are a function of the arguments and the data alone. Each epoch of a task sees every
+  example of this shard once, in an order of its own.
 
   Attributes:
-    skipped: feature name → examples left out so far because that feature was too long. Never decreases, and is
-      part of the saved position.
+    skipped: feature name → examples left out so far because that feature was too long. Never
+      decreases, and is part of the saved position.
   """
 
   def __init__(
@@ -78,15 +80,16 @@ class TrainBatches:
 
     Args:
       mixture_or_task_name: registered with SeqIO.
-      task_feature_lengths: the task's features and their longest lengths; longer examples are left out.
+      task_feature_lengths: the task's features and their longest lengths; longer examples are left
+        out.
       batch_size: rows of each batch of this shard.
       seed: of every random choice.
       split: e.g. "train".
       shard_index: which of `num_shards` disjoint shares of the data this is.
       num_shards: number of shares, one a process.
       use_cached: read the offline cache of tasks that support one.
-      buckets: declared lengths, growing, the last equal to `task_feature_lengths`; each batch has the lengths of
-        one of them. None: every batch has the longest.
+      buckets: declared lengths, growing, the last equal to `task_feature_lengths`; each batch has
+        the lengths of one of them. None: every batch has the longest.
 
     Raises:
       UserError: a cache is missing, the split is, or the features do not fit any converter.
@@ -161,8 +164,8 @@ class TrainBatches:
         raise
       lengths = self._pipeline["task_feature_lengths"]
       raise UserError(
-        f"{self._pipeline['mixture_or_task_name']}: {MAX_DROPPED_IN_A_ROW} examples in a row are longer than "
-        f"TASK_FEATURE_LENGTHS={lengths}; raise the lengths"
+        f"{self._pipeline['mixture_or_task_name']}: {MAX_DROPPED_IN_A_ROW} examples in a row are "
+        f"longer than TASK_FEATURE_LENGTHS={lengths}; raise the lengths"
       ) from error
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     self._skipped = np.maximum(self._skipped, arrays.pop(_DROPPED).max(axis=0))
@@ -179,10 +182,11 @@ class TrainBatches:
     (Path(directory) / PIPELINE).write_text(json.dumps(state, indent=2) + "\n")
 
   def restore(self, directory: str) -> None:
-    """Goes to a position written by `save`: the next batch is the one that followed it, bit for bit.
+    """Goes to a position written by `save`: the next batch is the one that followed it, exactly.
 
     Raises:
-      UserError: no position there, or it was saved by another pipeline (the message names the difference).
+      UserError: no position there, or it was saved by another pipeline (the message names the
+        difference).
     """
     path = Path(directory) / PIPELINE
     if not path.exists():
@@ -191,8 +195,8 @@ class TrainBatches:
     for name, value in self._pipeline.items():
       if state["pipeline"].get(name) != value:
         raise UserError(
-          f"the data position in {directory} was saved with {name}={state['pipeline'].get(name)!r}, this run has "
-          f"{value!r}; continue with the same data settings or start in a new MODEL_DIR"
+          f"the data position in {directory} was saved with {name}="
+          f"{state['pipeline'].get(name)!r}, this run has {value!r}; continue with the same data settings or start in a new MODEL_DIR"
         )
     tf.train.Checkpoint(iterator=self._iterator).read(
       str(path.with_name(POSITION))
@@ -219,7 +223,8 @@ class EvalExamples:
   """The examples of a task's split, in the order of the data, each time it is iterated.
 
   Attributes:
-    skipped: examples left out of the last iteration because their audio was longer than `max_samples`.
+    skipped: examples left out of the last iteration because their audio was longer than
+      `max_samples`.
   """
 
   def __init__(
@@ -278,7 +283,7 @@ def _speech_example(example: dict) -> SpeechExample:
 
 
 def hide_accelerators() -> None:
-  """Keeps TensorFlow on the CPU: it would otherwise claim the memory of the devices that JAX trains on."""
+  """Keeps TensorFlow on the CPU: it would otherwise claim the memory of JAX's devices."""
   tf.config.set_visible_devices([], "GPU")
   tf.config.set_visible_devices([], "TPU")
 

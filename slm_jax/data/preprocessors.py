@@ -19,8 +19,9 @@ def decode_pcm(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def tokenize_fields(fields: Mapping[str, Sequence[str]]):
   """A preprocessor that makes token features of text fields.
 
-  Each feature's fields are tokenised one by one and concatenated: the tokens of a sentence followed by those of
-  an instruction, as if the sentence had been spoken. `<feature>_pretokenized` keeps the texts, joined by a space.
+  Each feature's fields are tokenised one by one and concatenated: the tokens of a sentence followed
+  by those of an instruction, as if the sentence had been spoken. `<feature>_pretokenized` keeps the
+  texts, joined by a space.
 
   Args:
     fields: feature name → names of the text fields it is made of, in order.

@@ -1,8 +1,9 @@
-"""Fills SeqIO's offline cache without Beam: many processes, resumable shard by shard, every shard hashed.
+"""Fills SeqIO's offline cache without Beam: many processes, resumable, every shard hashed.
 
-`<cache_dir>/<task>/` gets what `seqio_cache_tasks` writes: `info.<split>.json`, `stats.<split>.json`,
-`<split>.tfrecord-00000-of-000NN` and, last, an empty `COMPLETED`; so `use_cached=True` reads it through SeqIO unchanged.
-Besides, `manifest.json` records the source's fingerprint and each shard's SHA-256.
+`<cache_dir>/<task>/` gets what `seqio_cache_tasks` writes: `info.<split>.json`,
+`stats.<split>.json`, `<split>.tfrecord-00000-of-000NN` and, last, an empty `COMPLETED`; so
+`use_cached=True` reads it through SeqIO unchanged. Besides, `manifest.json` records the source's
+fingerprint and each shard's SHA-256.
 """
 
 import concurrent.futures
@@ -26,7 +27,8 @@ from slm_jax.data.example_source import Example, ExampleSource
 from slm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
-# Folder with one note for each finished shard, so that an interrupted or damaged cache is completed.
+# Folder with one note for each finished shard, so that an interrupted or damaged cache is
+# completed.
 SHARD_NOTES = "shards"
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -46,6 +48,7 @@ class ShardNote:
   features: dict[str, dict]
   stats: dict[str, int]
   dropped: dict[str, int]
+  problems: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +74,15 @@ def cache_task(
 ) -> Path:
   """Writes the offline cache of the registered task `name` and returns its folder.
 
-  A complete cache of the same source is left as it is; one of a source that has changed since is made again.
-  An interrupted call is continued: finished shards are kept. Two calls at once wait for each other.
+  A complete cache of the same source is left as it is; one of a source that has changed since is
+  made again. An interrupted call is continued: finished shards are kept. Two calls at once wait for
+  each other.
 
   Args:
     name: of a task with a `seqio.CacheDatasetPlaceholder`.
     cache_dir: parent folder, default `default_cache_dir()`; added to SeqIO's cache directories.
-    num_processes: workers for an `ExampleSource` cached as it is; other sources are read in this process.
+    num_processes: workers for an `ExampleSource` cached as it is; other sources are read in this
+      process.
     quiet: prints nothing.
 
   Raises:
@@ -120,7 +125,7 @@ def cache_task(
 
 
 def verify_cache(folder: str | Path) -> list[str]:
-  """Names of the shards of a complete cache that are missing or differ from their recorded SHA-256."""
+  """Names of a complete cache's shards that are missing or differ from their recorded SHA-256."""
   manifest = json.loads((Path(folder) / MANIFEST).read_text())
   return [
     file
@@ -157,11 +162,15 @@ def _make_shards(
     for shard in range(len(shards))
   ]
   notes = {job: note for job in jobs if (note := _finished(job)) is not None}
+  _check_problems(task, notes.values())
   todo = [job for job in jobs if job not in notes]
   started = said = time.monotonic()
   made = 0
   for number, (job, note) in enumerate(_run(task, todo, num_processes), start=1):
     notes[job] = note
+    for problem in note.problems:
+      say(f"{task.name}: skipped {problem}")
+    _check_problems(task, notes.values())
     made += note.examples
     now = time.monotonic()
     if now - said < SECONDS_BETWEEN_LINES and number < len(todo):
@@ -170,10 +179,24 @@ def _make_shards(
     left = int(seconds / number * (len(todo) - number))
     dropped = _total(n.dropped for n in notes.values()).total()
     say(
-      f"{task.name}: shard {len(notes)}/{len(jobs)}, {made / seconds:.0f} examples/s, {dropped} dropped, "
-      f"ETA {left // 60}:{left % 60:02d}"
+      f"{task.name}: shard {len(notes)}/{len(jobs)}, {made / seconds:.0f} examples/s, "
+      f"{dropped} dropped, ETA {left // 60}:{left % 60:02d}"
     )
   return {split: [notes[job] for job in jobs if job.split == split] for split in task.splits}
+
+
+def _check_problems(task: seqio.Task, notes: Iterable[ShardNote]) -> None:
+  """Raises UserError when more candidates were unusable than the source allows."""
+  problems = [problem for note in notes for problem in note.problems]
+  if not problems:
+    return
+  total = sum(task.source.num_input_examples(split) or 0 for split in task.splits)
+  share = task.source.max_problem_share if isinstance(task.source, ExampleSource) else 0.0
+  if len(problems) > share * total:
+    raise UserError(
+      f"task {task.name}: {len(problems)} of {total} records cannot be used, at most "
+      f"{share:.2%} may be; first: {'; '.join(problems[:3])}; mend them or raise the share"
+    )
 
 
 def _run(
@@ -181,7 +204,8 @@ def _run(
 ) -> Iterator[tuple[_Job, ShardNote]]:
   """Does the jobs, yielding each as it is done."""
   source = task.source
-  # SeqIO's own sources hold functions that do not pickle, and TensorFlow already reads them in many threads.
+  # SeqIO's own sources hold functions that do not pickle, and TensorFlow already reads them in many
+  # threads.
   if not (
     isinstance(source, ExampleSource)
     and isinstance(task.preprocessors[0], seqio.CacheDatasetPlaceholder)
@@ -190,7 +214,7 @@ def _run(
       info = seqio.ShardInfo(index=job.shard, num_shards=job.count) if job.count > 1 else None
       dataset = source.get_dataset(split=job.split, shuffle=False, shard_info=info)
       dataset = task.preprocess_precache(dataset, seed=job.shard)
-      yield job, _write_shard(dataset.as_numpy_iterator(), {}, job)
+      yield job, _write_shard(dataset.as_numpy_iterator(), {}, [], job)
     return
   workers = min(num_processes, len(jobs))
   if workers <= 1:
@@ -211,12 +235,15 @@ def _run(
 
 def _write_source_shard(source: ExampleSource, job: _Job) -> ShardNote:
   source.dropped.clear()
+  source.problems.clear()
   examples = source.make_examples(job.split, *source.shard_range(job.split, job.shard))
-  return _write_shard(examples, source.dropped, job)
+  return _write_shard(examples, source.dropped, source.problems, job)
 
 
-def _write_shard(examples: Iterable[Example], dropped: dict[str, int], job: _Job) -> ShardNote:
-  """Writes one file through a temporary name; `dropped` is read after the last example."""
+def _write_shard(
+  examples: Iterable[Example], dropped: dict[str, int], problems: list[str], job: _Job
+) -> ShardNote:
+  """Writes one file by way of a temporary name; reads `dropped` and `problems` at the end."""
   temporary = job.folder / f".{job.path.name}.{os.getpid()}"
   features: dict[str, dict] = {}
   stats: Counter[str] = Counter()
@@ -235,6 +262,7 @@ def _write_shard(examples: Iterable[Example], dropped: dict[str, int], job: _Job
     features=features,
     stats=dict(stats),
     dropped=dict(dropped),
+    problems=list(problems),
   )
   job.note_path.parent.mkdir(exist_ok=True)
   _write_json(job.note_path, dataclasses.asdict(note))
@@ -246,7 +274,10 @@ def _write_shard(examples: Iterable[Example], dropped: dict[str, int], job: _Job
 def _finished(job: _Job) -> ShardNote | None:
   if not (job.path.exists() and job.note_path.exists()):
     return None
-  note = ShardNote(**json.loads(job.note_path.read_text()))
+  try:
+    note = ShardNote(**json.loads(job.note_path.read_text()))
+  except (TypeError, ValueError):  # written by another version
+    return None
   return note if _sha256(job.path) == note.sha256 else None
 
 
@@ -297,7 +328,7 @@ def _recorded_fingerprint(folder: Path) -> str | None:
 
 
 def _missing(folder: Path) -> list[str]:
-  """Shards that a complete cache once had; a cache that `seqio_cache_tasks` wrote is not looked into."""
+  """Shards that a complete cache once had; those of `seqio_cache_tasks` are not known."""
   if not (folder / MANIFEST).exists():
     return []
   files = json.loads((folder / MANIFEST).read_text()).get("sha256", {})

@@ -1,4 +1,4 @@
-"""The mini world's speech: sentences spoken by many synthetic voices, with an instruction and the exact answer."""
+"""The mini world's speech: sentences in many synthetic voices, with instructions and answers."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -41,8 +41,8 @@ class MiniSpeechSource(ExampleSource):
   * translate: into each other language equally often;
   * question: the instruction is a question about the sentence.
 
-  Languages take turns. "train" uses the training patterns, names and voices, every other split the held-out ones
-  alone. Utterances longer than `max_samples` are dropped and counted, never cut.
+  Languages take turns. "train" uses the training patterns, names and voices, every other split the
+  held-out ones alone. Utterances longer than `max_samples` are dropped and counted, never cut.
   """
 
   fields = dict.fromkeys(("audio", *(f.name for f in dataclasses.fields(Utterance))), tf.string)
@@ -58,15 +58,25 @@ class MiniSpeechSource(ExampleSource):
     augmentation: AugmentationConfig | None = None,
     synthesizer: Callable[[], SpeechSynthesizer] = EspeakSynthesizer,
   ):
-    """`synthesizer` is called in the process that makes the examples. Raises ValueError for an unknown task."""
+    """Args beyond the attributes:
+
+    num_candidates: split ("train", "validation") → number of utterances before any is dropped.
+    synthesizer: called in the process that makes the examples.
+
+    Raises ValueError for an unknown task.
+    """
     if task not in TASKS:
       raise ValueError(f"task={task!r} is not one of {TASKS}")
     super().__init__(num_candidates, examples_per_shard=examples_per_shard)
+    self.num_candidates = dict(num_candidates)
     self.task = task
     self.seed = seed
     self.max_samples = max_samples
     self.augmentation = augmentation or AugmentationConfig()
     self.synthesizer = synthesizer
+
+  def num_input_examples(self, split: str) -> int:
+    return self.num_candidates[split]
 
   def utterance(self, split: str, index: int) -> Utterance:
     """Candidate `index` of a split, a pure function of (source, split, index)."""

@@ -1,4 +1,4 @@
-"""SeqIO feature converters: task features (audio, inputs, targets) to the fields of `slm_jax.batch.Batch`."""
+"""SeqIO feature converters: task features (audio, inputs, targets) to the fields of `Batch`."""
 
 from collections.abc import Mapping
 
@@ -15,10 +15,12 @@ class SpeechFeatureConverter(seqio.FeatureConverter):
   |---|---|
   | audio int16 [s] | audio int16 [S] (padded with 0), audio_lengths int32 [] = s |
   | inputs int32 | encoder_input_tokens int32 [P], padded with 0 |
-  | targets int32 | decoder_target_tokens [T], decoder_input_tokens (shifted right, 0 first), decoder_loss_weights float32 |
+  | targets int32 | decoder_target_tokens int32 [T], padded with 0 |
+  | | decoder_input_tokens int32 [T]: targets shifted right, 0 first |
+  | | decoder_loss_weights float32 [T]: 1 on targets, 0 on padding |
 
-  Targets come with their EOS. Longer features are an error here: `batches.drop_over_long` removes them before.
-  Packing is not supported: an utterance fills its row.
+  Targets come with their EOS. Longer features are an error here: `batches.drop_over_long` removes
+  them before. Packing is not supported: an utterance fills its row.
   """
 
   TASK_FEATURES: Mapping[str, Spec] = {

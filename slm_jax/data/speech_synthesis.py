@@ -1,7 +1,7 @@
 """Speech from text, for the mini world: a small protocol and the espeak-ng implementation of it.
 
-espeak-ng is GPL-3. It comes as the wheel `espeakng-loader` (extra `mini`), is loaded only when a synthesiser is made,
-and only makes data; nothing that trains or serves a model needs it.
+espeak-ng is GPL-3. It comes as the wheel `espeakng-loader` (extra `mini`), is loaded only when a
+synthesiser is made, and only makes data; nothing that trains or serves a model needs it.
 """
 
 import ctypes
@@ -42,8 +42,8 @@ class SpeechSynthesizer(Protocol):
 class EspeakSynthesizer:
   """espeak-ng, one per process: the library has global state and is not thread-safe.
 
-  Voices are names of espeak-ng's variants. The same call can differ in a few samples between processes, as the
-  library carries noise and phase from one utterance to the next.
+  Voices are names of espeak-ng's variants. The same call can differ in a few samples between
+  processes, as the library carries noise and phase from one utterance to the next.
   """
 
   def __init__(self):
@@ -125,6 +125,7 @@ def _library() -> _Library:
     import espeakng_loader
   except ImportError as error:
     raise UserError(
-      'speech for the miniature needs espeak-ng: pip install "slm_jax[mini]" (the wheel espeakng-loader)'
+      "speech for the miniature needs espeak-ng (the wheel espeakng-loader): "
+      'pip install "slm_jax[mini]"'
     ) from error
   return _Library(espeakng_loader.get_library_path(), espeakng_loader.get_data_path())

@@ -6,7 +6,8 @@ import tensorflow as tf
 from slm_jax.data.example_source import ExampleSource
 from slm_jax.data.preprocessors import decode_pcm, tokenize_fields
 
-# Examples waiting to be shuffled are part of every saved data position, audio included; shards are shuffled as well.
+# Examples waiting to be shuffled are part of every saved data position, audio included; shards are
+# shuffled as well.
 SPEECH_SHUFFLE_BUFFER = 128
 TEXT_SHUFFLE_BUFFER = 2_000
 
@@ -14,10 +15,11 @@ TEXT_SHUFFLE_BUFFER = 2_000
 def add_speech_task(
   name: str, source: ExampleSource, vocabulary: seqio.Vocabulary, *, instructions: bool = True
 ) -> seqio.Task:
-  """Registers speech with an instruction (features audio, inputs, targets) or without (audio, targets).
+  """Registers speech with an instruction (audio, inputs, targets) or without (audio, targets).
 
-  The source's examples have `audio` (PCM16 bytes at 16 kHz), `target` and, with instructions, `instruction`.
-  They are cached as they are: the vocabulary may change without making the audio again.
+  The source's examples have `audio` (PCM16 bytes at 16 kHz), `target` and, with instructions,
+  `instruction`. They are cached as they are: the vocabulary may change without making the audio
+  again.
   """
   fields = {"targets": ("target",)}
   if instructions:
@@ -38,7 +40,7 @@ def add_speech_task(
 
 
 def add_text_task(name: str, source: ExampleSource, vocabulary: seqio.Vocabulary) -> seqio.Task:
-  """Registers text to text (features inputs, targets); inputs are the sentence, then the instruction."""
+  """Registers text to text (inputs, targets); inputs are the sentence, then the instruction."""
   return seqio.TaskRegistry.add(
     name,
     source=source,

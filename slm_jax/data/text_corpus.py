@@ -15,7 +15,7 @@ NUM_PROBES = 64
 
 
 class MiniTextSource(ExampleSource):
-  """`sample_text_example` as a SeqIO source: a sentence, an instruction about it, and the answer."""
+  """`sample_text_example` as a SeqIO source: a sentence, an instruction about it, the answer."""
 
   fields = dict.fromkeys(
     ("id", "task", "language", "target_language", "sentence", "instruction", "target"), tf.string
@@ -24,8 +24,13 @@ class MiniTextSource(ExampleSource):
   def __init__(
     self, num_candidates: dict[str, int], *, seed: int, examples_per_shard: int = 20_000
   ):
+    """`num_candidates`: split ("train", "validation") → number of examples."""
     super().__init__(num_candidates, examples_per_shard=examples_per_shard)
+    self.num_candidates = dict(num_candidates)
     self.seed = seed
+
+  def num_input_examples(self, split: str) -> int:
+    return self.num_candidates[split]
 
   def make_examples(self, split: str, start: int, stop: int) -> Iterator[Example]:
     for index in range(start, stop):

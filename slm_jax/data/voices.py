@@ -2,8 +2,9 @@
 
 import hashlib
 
-# Variants of espeak-ng 1.52 that are clear in all four languages. Left out: whispers, robots and monsters;
-# near copies of one another; and f2, f3, f5, sandro, whose speech is never the same twice.
+# Variants of espeak-ng 1.52 that are clear in all four languages. Left out: whispers, robots and
+# monsters; near copies of one another; and f2, f3, f5, sandro, whose speech is never the same
+# twice.
 VARIANTS = (
   "Alex",
   "Alicia",
@@ -54,7 +55,7 @@ NUM_HELD_OUT = 8
 
 
 def held_out_variants() -> tuple[str, ...]:
-  """The variants that no training utterance of any language uses: the first by SHA-256 of their names."""
+  """The variants that no training utterance of any language uses: the first by SHA-256."""
   ranked = sorted(VARIANTS, key=lambda variant: hashlib.sha256(variant.encode()).hexdigest())
   return tuple(sorted(ranked[:NUM_HELD_OUT]))
 
