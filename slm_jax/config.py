@@ -7,7 +7,6 @@ twice in one file, or bound and never used is an error that lists near misses.
 import dataclasses
 import difflib
 import inspect
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ try:
   import gin
   from gin import config as gin_config
   from gin import config_parser
-except ImportError as error:  # a checkout's `gin/` folder imports as an empty namespace when gin-config is missing
+except (
+  ImportError
+) as error:  # a checkout's `gin/` folder imports as an empty namespace when gin-config is missing
   raise ImportError("gin-config is not installed: pip install gin-config") from error
 
 from slm_jax.errors import UserError
@@ -86,12 +87,26 @@ def _describe(hint) -> str:
   return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
+def _knob(selector: str, name: str) -> str:
+  """The macro that a field is bound to, or the field itself: what a user has to set."""
+  bound = gin_config._CONFIG.get(("", f"slm_jax.{selector}"), {}).get(name)
+  for reference in gin_config.iterate_references({("", "x"): {"y": bound}}):
+    if reference.selector == "gin.macro":
+      return reference.scoped_selector.split("/")[0]
+  return f"{selector}.{name}"
+
+
 def _builder(selector: str, cls: type):
   """A function with the dataclass's signature that checks types, then builds it."""
   hints = typing.get_type_hints(cls)
 
   def build(**values):
     for name, value in values.items():
+      if value is gin.REQUIRED:
+        knob = _knob(selector, name)
+        raise UserError(
+          f"{knob} is required and not bound; give --gin.{knob}=… or bind it in a gin file"
+        )
       if not _matches(value, hints[name]):
         raise UserError(
           f"{selector}.{name} = {value!r} is {type(value).__name__}; expected {_describe(hints[name])}"
@@ -106,7 +121,9 @@ def _builder(selector: str, cls: type):
       and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-      raise UserError(f"{selector}: not bound: {missing}; add --gin.{selector}.{missing[0]}=… or a gin file")
+      raise UserError(
+        f"{selector}: not bound: {missing}; add --gin.{selector}.{missing[0]}=… or a gin file"
+      )
     try:
       return cls(**values)
     except ValueError as error:
@@ -126,6 +143,8 @@ def _builder(selector: str, cls: type):
   return build
 
 
+# gin's second file reader looks inside packages and logs an error for every folder that lacks a file.
+gin_config._FILE_READERS[:] = gin_config._FILE_READERS[:1]
 for _selector, _cls in COMPONENTS.items():
   gin.external_configurable(_builder(_selector, _cls), name=_selector, module="slm_jax")
 
@@ -139,7 +158,9 @@ def _check_binding(scope: str, selector: str, parameter: str, where: str) -> Non
   if not parameter:  # a macro
     return
   if selector not in COMPONENTS:
-    raise UserError(f"{where}: no component named {selector!r}; {_near(selector, list(COMPONENTS))}")
+    raise UserError(
+      f"{where}: no component named {selector!r}; {_near(selector, list(COMPONENTS))}"
+    )
   names = [field.name for field in dataclasses.fields(COMPONENTS[selector])]
   if parameter not in names:
     raise UserError(f"{where}: {selector} has no field {parameter!r}; {_near(parameter, names)}")
@@ -175,7 +196,9 @@ def _check_file(path: Path, search_paths: Sequence[Path], seen: set[Path]) -> No
       key = (statement.scope, statement.selector, statement.arg_name)
       if key in bound:
         name = ".".join(part for part in (statement.selector, statement.arg_name) if part)
-        raise UserError(f"{path}:{line}: {name} is bound twice (first on line {bound[key]}); keep one")
+        raise UserError(
+          f"{path}:{line}: {name} is bound twice (first on line {bound[key]}); keep one"
+        )
       bound[key] = line
       _check_binding(statement.scope, statement.selector, statement.arg_name, f"{path}:{line}")
 
@@ -194,7 +217,9 @@ def _referenced(value) -> set[str]:
   names = set()
   for reference in gin_config.iterate_references({("", "x"): {"y": value}}):
     selector = reference.selector
-    names.add(f"%{reference.scoped_selector.split('/')[0]}" if selector == "gin.macro" else selector)
+    names.add(
+      f"%{reference.scoped_selector.split('/')[0]}" if selector == "gin.macro" else selector
+    )
   return {name.rsplit(".", 1)[-1] if not name.startswith("%") else name for name in names}
 
 
@@ -212,7 +237,9 @@ def _check_unused() -> None:
       queue.extend(bindings.get(name, ()))
   for name in sorted(set(bindings) - reached):
     used = sorted(n.lstrip("%") for n in reached)
-    raise UserError(f"{name.lstrip('%')} is bound but nothing uses it; {_near(name.lstrip('%'), used)}")
+    raise UserError(
+      f"{name.lstrip('%')} is bound but nothing uses it; {_near(name.lstrip('%'), used)}"
+    )
 
 
 def load(
@@ -239,14 +266,16 @@ def load(
       _check_binding("", selector, parameter if selector else "", f"--gin.{name}")
       gin.parse_config(binding)
   except SyntaxError as error:
-    raise UserError(f"gin: {error.msg}: {str(error.text).strip()!r} (strings need quotes)") from error
+    raise UserError(
+      f"gin: {error.msg}: {str(error.text).strip()!r} (strings need quotes)"
+    ) from error
   except (ValueError, RuntimeError) as error:
     raise UserError(f"gin: {_first_line(error)}") from error
   _check_unused()
 
 
 def _first_line(error: Exception) -> str:
-  return re.sub(r"\s+", " ", str(error).strip().split("\n")[0])
+  return str(error).strip().split("\n")[0]
 
 
 def build(name: str):
@@ -257,11 +286,10 @@ def build(name: str):
   """
   try:
     return gin.get_configurable(f"slm_jax.{name}")()
-  except UserError:
-    raise
+  except UserError as error:
+    # gin appends where the call came from on lines of its own.
+    raise UserError(_first_line(error)) from error
   except (ValueError, TypeError, RuntimeError) as error:
-    if isinstance(error.__cause__, UserError):
-      raise error.__cause__ from error
     raise UserError(f"gin: {_first_line(error)}") from error
 
 

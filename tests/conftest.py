@@ -9,7 +9,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-CACHE = Path(os.environ.get("SLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / "slm_jax_test_cache"))
+CACHE = Path(
+  os.environ.get("SLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / "slm_jax_test_cache")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

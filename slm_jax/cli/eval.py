@@ -48,6 +48,6 @@ def run(argv: list[str]) -> int:
     print(f"[slm_jax] wrote {path}", file=sys.stderr)
   print_scores(result)
   report = Path(flags.report or Path(eval_config.model_dir) / "report.html")
-  report_run(report, eval_config.model_dir, step, result, examples, flags.answers)
+  report_run(report, eval_config.model_dir, step, model, result, examples, flags.answers)
   print(f"[slm_jax] report: {report}", file=sys.stderr)
   return 0

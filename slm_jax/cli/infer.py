@@ -17,7 +17,9 @@ def run(argv: list[str]) -> int:
   parser = parser_for("infer", EXAMPLE)
   parser.add_argument("--model_dir", required=True, help="folder of a training run")
   parser.add_argument("--step", type=int, help="checkpoint to use; default: the newest")
-  parser.add_argument("--audio", action="append", default=[], help="repeatable; any rate and channels")
+  parser.add_argument(
+    "--audio", action="append", default=[], help="repeatable; any rate and channels"
+  )
   parser.add_argument("--instruction", action="append", default=[], help="repeatable")
   parser.add_argument("--requests", help='JSON lines {"audio": …, "instruction": …}')
   parser.add_argument("--output", required=True, help="JSON lines are written here")

@@ -15,8 +15,9 @@ MODES = {
   "tasks": "list SeqIO tasks, or fill their caches",
   "pretrain": "train one of the two frozen models of the miniature",
 }
-USAGE = "usage: slm_jax MODE [flags]   (slm_jax MODE --help shows an example)\n\nmodes:\n" + "".join(
-  f"  {name:<9} {text}\n" for name, text in MODES.items()
+USAGE = (
+  "usage: slm_jax MODE [flags]   (slm_jax MODE --help shows an example)\n\nmodes:\n"
+  + "".join(f"  {name:<9} {text}\n" for name, text in MODES.items())
 )
 
 

@@ -17,9 +17,13 @@ def load_run(flags: argparse.Namespace, bindings: list[str]) -> TrainConfig:
   """
   path = Path(flags.model_dir) / "config.gin"
   if not path.is_file():
-    raise UserError(f"--model_dir={flags.model_dir}: no config.gin there; expected a training run's folder")
+    raise UserError(
+      f"--model_dir={flags.model_dir}: no config.gin there; expected a training run's folder"
+    )
   config.load([str(path), *flags.gin_file], bindings, flags.gin_search_paths.split(","))
   run = config.build("train")
   if not isinstance(run.model, AdapterRecipe):
-    raise UserError(f"--model_dir={flags.model_dir} holds a run of {type(run.model).__name__}, not of an adapter")
+    raise UserError(
+      f"--model_dir={flags.model_dir} holds a run of {type(run.model).__name__}, not of an adapter"
+    )
   return run

@@ -42,7 +42,9 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   angle = positions[:, None] * frequency  # [T, H/2]
   sin, cos = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
   first, second = x[..., :half], x[..., half:]
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+    x.dtype
+  )
 
 
 def _dense(features: int, axes: tuple[str, str], dtype: str, name: str) -> nn.Dense:

@@ -65,7 +65,9 @@ class SLM(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """audio int16 [B, S], lengths [B], prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
     encoded = self.speech_encoder(audio, lengths, train=train)
-    speech, speech_mask = self.adapter(encoded.frames, encoded.mask, encoded.ctc_logits, train=train)
+    speech, speech_mask = self.adapter(
+      encoded.frames, encoded.mask, encoded.ctc_logits, train=train
+    )
     text = self.language_model.embed(prompt)
     parts = (speech, speech_mask), (text, prompt != self.config.language_model.pad_id)
     first, second = parts if self.config.speech_first else parts[::-1]

@@ -88,7 +88,9 @@ class Checkpoints:
 
   def check_base(self, step: int, info: dict) -> None:
     """Raises UserError if the checkpoint was trained over other frozen weights."""
-    saved = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+    saved = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))[
+      "info"
+    ]
     for part, expected in info["frozen"].items():
       found = saved["frozen"].get(part)
       if found != expected:
@@ -97,7 +99,9 @@ class Checkpoints:
           f"{found}, the one loaded now is {expected}; point the run at the base it was trained on"
         )
 
-  def restore(self, step: int, state: TrainState, batches: Batches | None, info: dict) -> TrainState:
+  def restore(
+    self, step: int, state: TrainState, batches: Batches | None, info: dict
+  ) -> TrainState:
     """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position."""
     self.check_base(step, info)
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state).__dict__)
@@ -163,7 +167,9 @@ def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
           f"{described.get(name)!r}; choose another MODEL_DIR or set it back (nothing was overwritten)"
         )
   elif model_dir.is_dir() and any(model_dir.glob("checkpoint_*")):
-    raise UserError(f"MODEL_DIR={str(model_dir)!r} holds checkpoints but no run.json; choose another MODEL_DIR")
+    raise UserError(
+      f"MODEL_DIR={str(model_dir)!r} holds checkpoints but no run.json; choose another MODEL_DIR"
+    )
   model_dir.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(described, indent=1, sort_keys=True))

@@ -28,7 +28,9 @@ class DatasetConfig:
     if self.batch_size < 1:
       raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
     if any(length < 1 for length in self.task_feature_lengths.values()):
-      raise ValueError(f"task_feature_lengths={self.task_feature_lengths}: lengths must be positive")
+      raise ValueError(
+        f"task_feature_lengths={self.task_feature_lengths}: lengths must be positive"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,13 @@ class TrainConfig:
   initial_checkpoint_path: str | None = None
 
   def __post_init__(self):
-    for name in ("total_steps", "num_microbatches", "log_period", "checkpoint_period", "keep_checkpoints"):
+    for name in (
+      "total_steps",
+      "num_microbatches",
+      "log_period",
+      "checkpoint_period",
+      "keep_checkpoints",
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
@@ -71,3 +79,6 @@ class PretrainConfig:
 
   run: TrainConfig
   output_dir: str
+  # What the finished model is scored on for its card.
+  score_split: str = "validation"
+  score_examples: int = 1000

@@ -15,8 +15,8 @@ from slm_jax.training.recipes import LanguageModelRecipe, SpeechEncoderRecipe, r
 
 def write_model(
   recipe: LanguageModelRecipe | SpeechEncoderRecipe, params: dict, output_dir: str
-) -> None:
-  """Writes bf16 safetensors, config and tokenizer to `output_dir` and prints the weights' SHA-256."""
+) -> str:
+  """Writes bf16 safetensors, config and tokenizer to `output_dir`; returns the weights' SHA-256."""
   small = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), params)
   tokenizer = resolve_path(recipe.tokenizer)
   output = Path(output_dir)
@@ -26,3 +26,4 @@ def write_model(
     save_speech_encoder(output, recipe.config, small["speech_encoder"], tokenizer)
   digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
   print(f"[slm_jax] wrote {output}; model.safetensors SHA-256 {digest}", file=sys.stderr)
+  return digest

@@ -105,7 +105,9 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
     f"({100 * prepared.trained_count / (prepared.trained_count + prepared.frozen_count):.2f} % trained)"
   )
   if start >= config.total_steps:
-    progress.note(f"{model_dir} is already at step {start} of {config.total_steps}: nothing to train")
+    progress.note(
+      f"{model_dir} is already at step {start} of {config.total_steps}: nothing to train"
+    )
     checkpoints.close()
     return TrainResult(state, prepared.frozen, start, True)
 

@@ -29,7 +29,9 @@ class Objective(Protocol):
     """Fresh parameters, boxed with their logical axis names."""
     ...
 
-  def loss(self, params: dict, batch: Batch, rng: jax.Array, *, train: bool = True) -> tuple[jax.Array, Sums]:
+  def loss(
+    self, params: dict, batch: Batch, rng: jax.Array, *, train: bool = True
+  ) -> tuple[jax.Array, Sums]:
     """(summed loss, sums over the batch)."""
     ...
 
@@ -115,4 +117,3 @@ class SpeechEncoderObjective:
       "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
     }
     return sums["loss"], sums
-

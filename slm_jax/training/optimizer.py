@@ -65,4 +65,3 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     ),
   )
-

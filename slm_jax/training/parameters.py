@@ -34,7 +34,9 @@ def split(params: Mapping, trainable: str) -> tuple[dict, dict]:
   try:
     pattern = re.compile(trainable)
   except re.error as error:
-    raise UserError(f"train.trainable={trainable!r} is not a regular expression: {error}") from error
+    raise UserError(
+      f"train.trainable={trainable!r} is not a regular expression: {error}"
+    ) from error
   trained = {path: leaf for path, leaf in flat.items() if pattern.fullmatch(path)}
   if not trained:
     tops = sorted({path.split("/")[0] for path in flat})

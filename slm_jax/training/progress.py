@@ -27,7 +27,9 @@ class Progress:
       speed["audio_seconds_per_second"] = self._audio_seconds / elapsed
     return speed
 
-  def show(self, step: int, values: dict[str, float], speed: dict[str, float], skipped: int) -> None:
+  def show(
+    self, step: int, values: dict[str, float], speed: dict[str, float], skipped: int
+  ) -> None:
     """Prints one report and starts the next interval."""
     left = (self._total - step) / max(speed["steps_per_second"], 1e-9)
     parts = [f"step {step}/{self._total}", f"loss {values['loss']:.4f}"]

@@ -65,7 +65,9 @@ class AdapterRecipe:
   frozen_dtype: str = "float32"
 
   def build(self) -> Built:
-    encoder = interop.load_speech_encoder(resolve_path(self.speech_encoder), dtype=self.frozen_dtype)
+    encoder = interop.load_speech_encoder(
+      resolve_path(self.speech_encoder), dtype=self.frozen_dtype
+    )
     lm = interop.load_language_model(resolve_path(self.language_model), dtype=self.frozen_dtype)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
     config = SLMConfig(
@@ -115,7 +117,9 @@ def _tokenizer(path: str, vocab_size: int):
 
   resolved = resolve_path(path)
   if not resolved.is_file():
-    raise UserError(f"tokenizer {resolved} does not exist; expected a SentencePiece model (spiece.model)")
+    raise UserError(
+      f"tokenizer {resolved} does not exist; expected a SentencePiece model (spiece.model)"
+    )
   tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(resolved))
   if tokenizer.vocab_size() > vocab_size:
     raise UserError(

@@ -26,7 +26,9 @@ def checkpoint_folder(model_dir: str | Path, step: int | None = None) -> Path:
     if path.name.removeprefix(PREFIX).isdigit()
   )
   if not steps:
-    raise UserError(f"MODEL_DIR={str(model_dir)!r} holds no checkpoint_<step>; train first or point to a run")
+    raise UserError(
+      f"MODEL_DIR={str(model_dir)!r} holds no checkpoint_<step>; train first or point to a run"
+    )
   if step is not None and step not in steps:
     raise UserError(f"MODEL_DIR={str(model_dir)!r} has no {PREFIX}{step}; it has steps {steps}")
   return Path(model_dir).absolute() / f"{PREFIX}{steps[-1] if step is None else step}"
@@ -61,7 +63,9 @@ def load_speech_language_model(
   params = parameters.merge(trained, params)
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
-  encoder = interop.load_speech_encoder(resolve_path(recipe.speech_encoder), dtype=recipe.frozen_dtype)
+  encoder = interop.load_speech_encoder(
+    resolve_path(recipe.speech_encoder), dtype=recipe.frozen_dtype
+  )
   return (
     SpeechLanguageModel(
       model=model,

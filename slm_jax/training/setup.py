@@ -44,7 +44,9 @@ def prepare(
   boxed = jax.eval_shape(built.objective.init, key, abstract_batch(batch))
   shardings = parameters.flatten(sharding.parameter_shardings(boxed, mesh))
   shapes = parameters.flatten(jax.tree.map(lambda x: x.value, boxed, is_leaf=_is_box))
-  trained_paths, _ = (parameters.flatten(t) for t in parameters.split(parameters.unflatten(shapes), built.trainable))
+  trained_paths, _ = (
+    parameters.flatten(t) for t in parameters.split(parameters.unflatten(shapes), built.trainable)
+  )
   loaded = parameters.flatten(built.loaded)
   _check_loaded(loaded, shapes, trained_paths)
 
@@ -53,7 +55,9 @@ def prepare(
 
   @jax.jit
   def init_fresh():
-    tree = jax.tree.map(lambda x: x.value, built.objective.init(key, _zeros(batch)), is_leaf=_is_box)
+    tree = jax.tree.map(
+      lambda x: x.value, built.objective.init(key, _zeros(batch)), is_leaf=_is_box
+    )
     flat = parameters.flatten(tree)
     return {path: flat[path] for path in fresh_paths}
 
@@ -95,7 +99,9 @@ def _replicate_scalars(state: TrainState, mesh) -> TrainState:
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
   def one(x: jax.Array) -> jax.Array:
-    return x if isinstance(x.sharding, jax.sharding.NamedSharding) else jax.device_put(x, replicated)
+    return (
+      x if isinstance(x.sharding, jax.sharding.NamedSharding) else jax.device_put(x, replicated)
+    )
 
   return jax.tree.map(one, state)
 
@@ -103,7 +109,9 @@ def _replicate_scalars(state: TrainState, mesh) -> TrainState:
 def _check_loaded(loaded: dict, shapes: dict, trained_paths: dict) -> None:
   for path, leaf in loaded.items():
     if path not in shapes:
-      raise UserError(f"loaded weight {path} {leaf.shape} has no place in the model; wrong config or folder?")
+      raise UserError(
+        f"loaded weight {path} {leaf.shape} has no place in the model; wrong config or folder?"
+      )
     if tuple(leaf.shape) != tuple(shapes[path].shape):
       raise UserError(
         f"loaded weight {path} has shape {tuple(leaf.shape)}, the model expects {tuple(shapes[path].shape)}"

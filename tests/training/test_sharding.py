@@ -53,7 +53,9 @@ def test_boxed_parameters_get_named_shardings():
   assert found["params"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
 
 
-@pytest.mark.parametrize(("batch", "micro", "good"), [(16, 1, True), (12, 1, False), (16, 4, False)])
+@pytest.mark.parametrize(
+  ("batch", "micro", "good"), [(16, 1, True), (12, 1, False), (16, 4, False)]
+)
 def test_batch_must_divide(batch, micro, good):
   mesh = make_mesh(MeshConfig())
   if good:

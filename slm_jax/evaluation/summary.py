@@ -1,0 +1,107 @@
+"""An evaluation for people: a table on the terminal and the HTML report of the run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from slm_jax.audio.files import read_audio
+from slm_jax.errors import UserError
+from slm_jax.evaluation.report import ReportDemo, ReportSample, RunSummary, write_report
+from slm_jax.evaluation.runner import SYSTEMS, EvaluationResult, SpeechExample
+from slm_jax.models.speech_language_model import SpeechLanguageModel
+from slm_jax.training import parameters
+from slm_jax.training.scalars import read_scalars
+
+SAMPLES_PER_TASK = 6
+
+
+def print_scores(result: EvaluationResult) -> None:
+  """One row a task and metric, one column a system; percent."""
+  table = Table(title="scores, percent")
+  for column in ("task", "n", "metric", *SYSTEMS):
+    table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+  for task in result.tasks:
+    for metric in task.scores["slm"]:
+      values = [task.scores.get(system, {}).get(metric) for system in SYSTEMS]
+      cells = ["" if value is None else f"{value.value:.1f}" for value in values]
+      table.add_row(task.task, str(len(task.predictions)), metric, *cells)
+  Console().print(table)
+
+
+def report_run(
+  path: Path,
+  model_dir: str,
+  step: int,
+  model: SpeechLanguageModel,
+  result: EvaluationResult,
+  examples: Sequence[SpeechExample],
+  answers: str | None,
+) -> None:
+  """Writes the HTML report of MODEL_DIR's run and its evaluation.
+
+  Args:
+    path: of the page.
+    model_dir: the run; its train.jsonl and memory.json are shown where they exist.
+    step: the checkpoint scored.
+    model: the model scored.
+    result: its evaluation.
+    examples: what was evaluated, for the audio of the samples shown.
+    answers: JSON lines of `slm_jax infer` to show, or None.
+  """
+  log = read_scalars(Path(model_dir) / "train.jsonl")
+  memory_path = Path(model_dir) / "memory.json"
+  memory = sum(json.loads(memory_path.read_text()).values()) if memory_path.is_file() else None
+  trained = parameters.count(model.params["adapter"])
+  summary = RunSummary(
+    title=Path(model_dir).name,
+    trained_parameters=trained,
+    frozen_parameters=parameters.count(model.params) - trained,
+    steps=step,
+    wall_seconds=sum(sum(task.seconds.values()) for task in result.tasks) + _train_seconds(log),
+    memory_bytes=memory,
+    details={"MODEL_DIR": model_dir},
+  )
+  audio = {(example.task, example.id): example.audio for example in examples}
+  samples = [
+    ReportSample.of(task.task, prediction, audio[task.task, prediction.id])
+    for task in result.tasks
+    for prediction in _spread(task.predictions)
+  ]
+  demos = _demos(answers) if answers else []
+  write_report(path, summary, log, result.tasks, samples, demos)
+
+
+def _train_seconds(log: list[dict]) -> float:
+  """Wall time of the training, from the speeds that were logged."""
+  steps = [line["step"] for line in log]
+  spans = zip([0, *steps], steps, strict=False)
+  return sum(
+    (stop - start) / line["steps_per_second"]
+    for (start, stop), line in zip(spans, log, strict=True)
+  )
+
+
+def _spread(items: Sequence) -> list:
+  """A few items from all over a sequence."""
+  count = min(len(items), SAMPLES_PER_TASK)
+  return [items[i * len(items) // count] for i in range(count)]
+
+
+def _demos(answers: str) -> list[ReportDemo]:
+  path = Path(answers)
+  if not path.is_file():
+    raise UserError(f"--answers={answers}: no such file; expected what slm_jax infer wrote")
+  lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+  return [
+    ReportDemo(
+      audio_name=Path(line["inputs"]["audio"]).name,
+      instruction=line["inputs"]["instruction"],
+      prediction=line["prediction"],
+      audio=read_audio(line["inputs"]["audio"]),
+    )
+    for line in lines
+    if line["prediction"] is not None
+  ]
