@@ -47,9 +47,9 @@ def run(argv: list[str]) -> int:
     )
   except ValueError as error:
     raise UserError(f"slm_jax infer: {error}") from error
-  train_config = load_run(flags, bindings)
+  train_config, recipe = load_run(flags, bindings)
   model, step = load_speech_language_model(
-    train_config.model,
+    recipe,
     flags.model_dir,
     step=flags.step,
     max_samples=train_config.train_dataset.task_feature_lengths["audio"],

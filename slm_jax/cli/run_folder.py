@@ -9,7 +9,7 @@ from slm_jax.training.config import TrainConfig
 from slm_jax.training.recipes import AdapterRecipe
 
 
-def load_run(flags: argparse.Namespace, bindings: list[str]) -> TrainConfig:
+def load_run(flags: argparse.Namespace, bindings: list[str]) -> tuple[TrainConfig, AdapterRecipe]:
   """The run in `flags.model_dir`: its config.gin, then the command line's gin files and bindings.
 
   Raises:
@@ -26,4 +26,4 @@ def load_run(flags: argparse.Namespace, bindings: list[str]) -> TrainConfig:
     raise UserError(
       f"--model_dir={flags.model_dir} holds a run of {type(run.model).__name__}, not of an adapter"
     )
-  return run
+  return run, run.model

@@ -18,11 +18,14 @@ from slm_jax.models.language_model import LanguageModel
 class TextExample(Protocol):
   """A text with an instruction and the exact answer."""
 
-  task: str
-  language: str
-  sentence: str
-  instruction: str
-  target: str
+  @property
+  def task(self) -> str: ...
+  @property
+  def sentence(self) -> str: ...
+  @property
+  def instruction(self) -> str: ...
+  @property
+  def target(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class _CtcModel:
 
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
     encoded = self.encoder(audio, lengths)
+    assert encoded.ctc_logits is not None
     ids, counts = (np.asarray(x) for x in greedy_decode(encoded.ctc_logits, encoded.mask))
     return [self.tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)]
 

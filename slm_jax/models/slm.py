@@ -86,6 +86,7 @@ class SLM(nn.Module):
     `train` turns on the adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
     """
     assert batch.audio is not None and batch.audio_lengths is not None
+    assert batch.encoder_input_tokens is not None and batch.decoder_input_tokens is not None
     memory, mask = self.encode(
       batch.audio, batch.audio_lengths, batch.encoder_input_tokens, train=train
     )

@@ -115,7 +115,7 @@ class Checkpoints:
       raise UserError(
         f"checkpoint_{step} in {self._manager.directory} does not fit this model: {first}"
       ) from error
-    return state.replace(**_typed(restored, state))
+    return dataclasses.replace(state, **_typed(restored, state))
 
   def wait(self) -> None:
     """Blocks until everything that was started is on disk."""

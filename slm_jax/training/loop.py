@@ -195,6 +195,7 @@ class CompiledSteps:
     began = time.perf_counter()
     compiled = self._jitted.lower(state, frozen, batch).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None, "every XLA back end analyses its memory"
     sizes = {
       "argument_bytes": memory.argument_size_in_bytes,
       "temporary_bytes": memory.temp_size_in_bytes,
@@ -217,7 +218,7 @@ def initial_state(path: str, state: TrainState, info: dict) -> TrainState:
   source = Checkpoints(folder.parent, keep=1_000_000)
   restored = source.restore(int(step), state, None, info)
   source.close()
-  return state.replace(params=restored.params)
+  return dataclasses.replace(state, params=restored.params)
 
 
 class _StopFlag:

@@ -5,7 +5,7 @@ checkpoints and the mesh know nothing of the difference.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ Sums = dict[str, jax.Array]
 class Objective(Protocol):
   """A module and its loss."""
 
-  def init(self, rng: jax.Array, batch: Batch):
+  def init(self, rng: jax.Array, batch: Batch) -> Any:
     """Fresh parameters, boxed with their logical axis names."""
     ...
 

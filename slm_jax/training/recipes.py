@@ -127,8 +127,3 @@ def _tokenizer(path: str, vocab_size: int):
       "raise vocab_size"
     )
   return tokenizer
-
-
-def init_params(objective: Objective, batch: Batch, seed: int):
-  """Fresh boxed parameters of the whole module; call under `jax.eval_shape` or `jit` so that unused parts cost nothing."""
-  return objective.init(jax.random.key(seed), batch)

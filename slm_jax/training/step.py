@@ -1,5 +1,6 @@
 """The train state and the train step: gradient of the trained leaves only."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -75,6 +76,7 @@ def make_train_step(
     metrics["target_tokens"] = sums["weight"]
     if "audio_seconds" in sums:
       metrics["audio_seconds"] = sums["audio_seconds"]
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    new_state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+    return new_state, metrics
 
   return step
