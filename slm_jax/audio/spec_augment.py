@@ -1,4 +1,4 @@
-"""SpecAugment: masks of random bands and spans on log-mel features (Park et al., arXiv:1904.08779 §2)."""
+"""SpecAugment: random bands and spans of log-mel features set to 0 (arXiv:1904.08779 §2)."""
 
 import dataclasses
 
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 class SpecAugmentConfig:
   """Numbers and greatest sizes of the masks.
 
-  Time masks are adaptive (arXiv:1912.05533 §3): no longer than `max_time_share` of the example's own real frames, so
-  that a short utterance is never wiped out. The time warp of the paper is left out, as in USM's public relatives.
+  Time masks are adaptive (arXiv:1912.05533 §3): no longer than `max_time_share` of the example's
+  own real frames, so that a short utterance is never wiped out. The time warp of the paper is left
+  out, as in USM's public relatives.
   """
 
   num_freq_masks: int = 2
@@ -32,7 +33,10 @@ class SpecAugmentConfig:
 def _spans(
   key: jax.Array, num_spans: int, size: int, max_width: jax.Array, extent: jax.Array
 ) -> jax.Array:
-  """Union of random spans: bool [B, size], with widths in [0, max_width] inside [0, extent), both int32 [B]."""
+  """Union of random spans, bool [B, size].
+
+  Widths are uniform in [0, max_width], places uniform inside [0, extent), both int32 [B].
+  """
   width_key, start_key = jax.random.split(key)
   shape = (extent.shape[0], num_spans, 1)
   limit, extent = max_width[:, None, None], extent[:, None, None]

@@ -1,4 +1,4 @@
-"""A speech encoder in a folder: config.json, model.safetensors, and the spiece.model of its CTC head.
+"""A speech encoder in a folder: config.json, model.safetensors, spiece.model of its CTC head.
 
 Tensors are named by their path in the parameter tree, joined with dots; a layer stack is one tensor
 with a leading layer axis.
@@ -123,8 +123,10 @@ def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Speech
   safetensors_folder.check_dtype(dtype)
   config = read_encoder_config(path)
   folder = safetensors_folder.TensorFolder(path)
-  keys = {".".join(k): (k, v.shape) for k, v in flatten_dict(abstract_params(config)).items()}
-  folder.check({name: shape for name, (_, shape) in keys.items()})
-  params = {key: jnp.asarray(folder.read(name, dtype)) for name, (key, _) in keys.items()}
+  shapes = {
+    key: tuple(np.shape(leaf)) for key, leaf in flatten_dict(abstract_params(config)).items()
+  }
+  folder.check({".".join(key): shape for key, shape in shapes.items()})
+  params = {key: jnp.asarray(folder.read(".".join(key), dtype)) for key in shapes}
   tokenizer = safetensors_folder.read_tokenizer(path)
   return SpeechEncoderModel(config, unflatten_dict(params), tokenizer)

@@ -1,8 +1,8 @@
 """Conformer blocks (Gulati et al., arXiv:2005.08100 §2) in USM's form (arXiv:2303.01037 §2).
 
-Half-step FFN, relative self-attention, depthwise convolution, half-step FFN, norm. Norms are RMS norms over the
-channels of one frame, the convolution module's too: a batch norm there would let padding and neighbours in the batch
-change an example.
+Half-step FFN, relative self-attention, depthwise convolution, half-step FFN, norm. Norms are RMS
+norms over the channels of one frame, the convolution module's too: a batch norm there would let
+padding and neighbours in the batch change an example.
 """
 
 import dataclasses
@@ -30,11 +30,12 @@ REMAT_KINDS = ("none", "full", "dots")
 class ConformerConfig:
   """Shape of a Conformer-CTC speech encoder; contexts and chunks count encoder frames (40 ms).
 
-  `attention` is "full", "local" (each frame sees `left_context` back and `right_context` ahead, USM's pre-training)
-  or "chunk" (each frame sees the frames of its own chunk of `chunk_size`, USM's long-form inference; the convolutions
-  still cross chunk borders). `vocab_size` 0 means no CTC head; otherwise class 0 is the blank. `ffn_dim` None means
-  4 * model_dim. `dtype` is the compute dtype. `scan_unroll` blocks are compiled into one step of the layers' loop:
-  a small model on a CPU runs about a tenth faster with all of them, and compiles more slowly.
+  `attention` is "full", "local" (each frame sees `left_context` back and `right_context` ahead,
+  USM's pre-training) or "chunk" (each frame sees the frames of its own chunk of `chunk_size`,
+  USM's long-form inference; the convolutions still cross chunk borders). `vocab_size` 0 means no
+  CTC head; otherwise class 0 is the blank. `ffn_dim` None means 4 * model_dim. `dtype` is the
+  compute dtype. `scan_unroll` blocks are compiled into one step of the layers' loop: a small model
+  on a CPU runs about a tenth faster with all of them, and compiles more slowly.
   """
 
   num_layers: int
@@ -123,7 +124,8 @@ class FeedForward(nn.Module):
 class DepthwiseConv(nn.Module):
   """Convolution over time, one filter per channel, zero beyond the ends.
 
-  Written as shifted products: one fused loop on a CPU, where grouped convolutions and their gradients are slow.
+  Written as shifted products: one fused loop on a CPU, where grouped convolutions and their
+  gradients are slow.
   """
 
   kernel_size: int
@@ -134,16 +136,18 @@ class DepthwiseConv(nn.Module):
     """x [B, T, D] -> [B, T, D]."""
     num_frames, width = x.shape[1:]
     init = nn.with_logical_partitioning(
-      nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=()),
+      nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", in_axis=0, out_axis=(), batch_axis=1
+      ),
       ("conv_kernel", "mlp"),
     )
-    kernel = self.param("kernel", init, (self.kernel_size, width)).astype(self.dtype)
+    kernel = jnp.asarray(self.param("kernel", init, (self.kernel_size, width)), self.dtype)
     half = self.kernel_size // 2
     padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
-    return sum(
-      (padded[:, k : k + num_frames] * kernel[k] for k in range(1, self.kernel_size)),
-      start=padded[:, :num_frames] * kernel[0],
-    )
+    y = padded[:, :num_frames] * kernel[0]
+    for k in range(1, self.kernel_size):
+      y = y + padded[:, k : k + num_frames] * kernel[k]
+    return y
 
 
 class ConvModule(nn.Module):
@@ -174,7 +178,10 @@ class ConformerBlock(nn.Module):
   def __call__(
     self, x: jax.Array, mask: jax.Array, allowed: jax.Array, positions: jax.Array
   ) -> tuple[jax.Array, None]:
-    """x [B, T, D], mask bool [B, T], allowed bool [B, T, S], positions [2T, D] -> ([B, T, D], None for scan)."""
+    """x [B, T, D], mask bool [B, T], allowed bool [B, T, S], positions [2T, D] -> [B, T, D].
+
+    The second result, None, is what a scan over layers collects.
+    """
     cfg = self.config
     dropout = nn.Dropout(cfg.dropout_rate, deterministic=not self.train)
     attention = RelativeAttention(cfg.num_heads, cfg.dtype, name="attention")
@@ -186,7 +193,7 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerStack(nn.Module):
-  """`num_layers` blocks, scanned: one block is compiled, its parameters carry a leading "layers" axis."""
+  """`num_layers` blocks, scanned: parameters carry a leading "layers" axis."""
 
   config: ConformerConfig
 
@@ -210,7 +217,7 @@ class ConformerStack(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  mask, allowed, positions
       length=cfg.num_layers,
       unroll=cfg.scan_unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al., ICML 2006): loss and greedy decoding. Class 0 is the blank."""
+"""Connectionist temporal classification (Graves et al., ICML 2006): loss and greedy decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ BLANK_ID = 0
 
 
 def ctc_feasible(logit_mask: jax.Array, labels: jax.Array, label_mask: jax.Array) -> jax.Array:
-  """Whether an example has enough frames for its labels: one each, and a blank between equal neighbours.
+  """Whether the frames suffice for the labels: one each, and a blank between equal neighbours.
 
   Args:
     logit_mask: bool [B, T], True = real.
@@ -28,8 +28,8 @@ def ctc_loss(
 ) -> jax.Array:
   """Negative log-probability of each example's labels, summed over alignments.
 
-  An example whose labels need more frames than it has (see `ctc_feasible`) has no alignment: its loss and gradient
-  are 0, and a caller that averages should count only the feasible ones.
+  An example whose labels need more frames than it has (see `ctc_feasible`) has no alignment: its
+  loss and gradient are 0, and a caller that averages should count only the feasible ones.
 
   Args:
     logits: [B, T, V], not normalised.
@@ -72,7 +72,10 @@ def pack_left(values: jax.Array, keep: jax.Array, size: int) -> tuple[jax.Array,
 
 
 def starts_of_runs(best: jax.Array, mask: jax.Array) -> jax.Array:
-  """best int32 [B, T] (most probable class), mask bool [B, T] -> bool [B, T]: real frames that begin a new class."""
+  """Marks the real frames whose most probable class differs from the previous frame's.
+
+  best int32 [B, T], mask bool [B, T] -> bool [B, T].
+  """
   previous = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   return mask & (best != previous)
 

@@ -1,4 +1,7 @@
-"""Fewer speech frames for the LM: by a fixed factor, or by what the CTC head recognised. All shapes are static."""
+"""Fewer speech frames for the LM: by a fixed factor, or by what the CTC head recognised.
+
+All shapes are static.
+"""
 
 import dataclasses
 import math
@@ -22,10 +25,12 @@ class LengthReductionConfig:
     random_drop: in training a random real frame of the group, otherwise as drop.
     stack: the group's frames side by side (k times as wide), 0 for padding.
     mean: the mean of the group's real frames.
-    conv: a learned convolution of stride k, centred on the group's first frame, reading k - 1 frames to each side.
+    conv: a learned convolution of stride k, centred on the group's first frame, reading k - 1
+      frames to each side.
   By the most probable CTC class of each frame, left-packed into `max_frames` of the input length:
     ctc_blank: the frames that are not blank (arXiv:2306.07944).
-    ctc_collapse: the mean of each run of frames of one class, the blank's included (arXiv:2102.01578 §3).
+    ctc_collapse: the mean of each run of frames of one class, the blank's included
+      (arXiv:2102.01578 §3).
   """
 
   kind: str = "drop"
@@ -64,7 +69,8 @@ def keep_non_blank(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Drops frames whose most probable class is the blank.
 
-  An utterance of blanks alone keeps its least blank real frame: the LM is to see that there was speech.
+  An utterance of blanks alone keeps its least blank real frame: the LM is to see that there was
+  speech.
 
   Args:
     frames: [B, T, D].
@@ -87,7 +93,10 @@ def keep_non_blank(
 def average_runs(
   frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Replaces each run of frames of one most probable class by its mean; arguments and results as `keep_non_blank`."""
+  """Replaces each run of frames of one most probable class by its mean.
+
+  Arguments and results as of `keep_non_blank`.
+  """
   starts = starts_of_runs(jnp.argmax(ctc_logits, axis=-1), mask)
   run = jnp.cumsum(starts, axis=1) - 1  # [B, T], the index of the run a real frame is in
   member = (run[:, None, :] == jnp.arange(size)[None, :, None]) & mask[:, None, :]  # [B, T', T]
@@ -100,7 +109,8 @@ def average_runs(
 class LengthReduction(nn.Module):
   """Applies one of the kinds. Random choices take the rng "length_reduction".
 
-  The CTC kinds sow "frames_lost" (int32 [B], what did not fit into `max_frames`) into "intermediates".
+  The CTC kinds sow "frames_lost" (int32 [B], what did not fit into `max_frames`) into
+  "intermediates".
   """
 
   config: LengthReductionConfig
@@ -123,7 +133,8 @@ class LengthReduction(nn.Module):
       train: whether random_drop draws.
 
     Returns:
-      (frames [B, T', D'], 0 at padding; mask bool [B, T']), T' = config.output_length(T), D' = config.output_dim(D).
+      (frames [B, T', D'], 0 at padding; mask bool [B, T']), T' = config.output_length(T), D' =
+      config.output_dim(D).
 
     Raises:
       ValueError: a CTC kind without logits.

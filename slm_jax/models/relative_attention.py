@@ -1,4 +1,4 @@
-"""Self-attention with relative positions (Transformer-XL, arXiv:1901.02860 §3.3), over all, near or chunked frames."""
+"""Self-attention with relative positions (Transformer-XL, arXiv:1901.02860 §3.3)."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class RelativeAttention(nn.Module):
 
     def bias(name: str) -> jax.Array:
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
-      return self.param(name, init, (heads, head_dim)).astype(self.dtype)
+      return jnp.asarray(self.param(name, init, (heads, head_dim)), self.dtype)
 
     query = project(x, "query") * head_dim**-0.5
     key, value = project(x, "key"), project(x, "value")
@@ -70,7 +70,8 @@ class RelativeAttention(nn.Module):
     by_distance = jnp.einsum("BTNH,RNH->BNTR", query + scale * bias("position_bias"), distance)
     scores = (content + relative_shift(by_distance)).astype(jnp.float32)
     allowed = allowed[:, None]
-    # A finite floor and a second mask: a row of -inf alone would give NaN, such a row is to give zeros.
+    # A finite floor and a second mask: a row of -inf alone would give NaN, such a row is to give
+    # zeros.
     scores = jnp.where(allowed, scores, -1e30)
     weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0).astype(self.dtype)
     y = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The speech encoder: waveform in, frames out, with CTC logits when there is a head (USM, arXiv:2303.01037 §2)."""
+"""The speech encoder: waveform in, frames and CTC logits out (USM, arXiv:2303.01037 §2)."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class SpeechEncoder(nn.Module):
       self.ctc_head = dense(cfg, cfg.vocab_size, ("embed", "vocab"), "ctc_head")
 
   def features(self, audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-mel features of audio [B, S], lengths int32 [B]: (fp32 [B, T', F], mask bool [B, T']), 100 frames/s."""
+    """audio [B, S], lengths int32 [B] -> log-mel fp32 [B, T', F], mask bool [B, T']; 10 ms each."""
     cfg = self.config
     return log_mel(audio, lengths, num_mel_bins=cfg.num_mel_bins, config=cfg.log_mel)
 
@@ -53,7 +53,8 @@ class SpeechEncoder(nn.Module):
     Args:
       audio: int16, or float in [-1, 1], [B, S] at 16 kHz; what lies past the lengths is ignored.
       lengths: int32 [B], in samples.
-      train: turns on dropout (rng "dropout") and, where configured, SpecAugment (rng "spec_augment").
+      train: turns on dropout (rng "dropout") and, where configured, SpecAugment (rng
+        "spec_augment").
 
     Returns:
       The frames, T = config.num_frames(S) of them, 40 ms each.
