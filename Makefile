@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL_DIR ?= runs/mini
 STAMP := $(VENV)/.installed
 RUN := --gin_file=experiments/mini.gin --gin.MODEL_DIR="'$(MODEL_DIR)'"
-SAMPLE := slm_jax/assets/mini/sample.wav
+SAMPLE := slm_jax/assets/mini/sample.jsonl
 
 .PHONY: setup demo test lint golden clean
 
@@ -24,9 +24,8 @@ $(VENV)/.installed-test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/slm_jax train $(RUN)
-	$(BIN)/slm_jax infer --model_dir=$(MODEL_DIR) --audio=$(SAMPLE) --output=$(MODEL_DIR)/answers.jsonl \
-	  --instruction="Transcribe this." --instruction="Translate to German." \
-	  --instruction="$$(cat $(basename $(SAMPLE)).question.txt)"
+	$(BIN)/slm_jax infer --model_dir=$(MODEL_DIR) --requests=$(SAMPLE) --output=$(MODEL_DIR)/answers.jsonl
+	cat $(MODEL_DIR)/answers.jsonl
 	$(BIN)/slm_jax eval $(RUN) --answers=$(MODEL_DIR)/answers.jsonl
 
 lint: $(VENV)/.installed-test
