@@ -196,7 +196,8 @@ class TrainBatches:
       if state["pipeline"].get(name) != value:
         raise UserError(
           f"the data position in {directory} was saved with {name}="
-          f"{state['pipeline'].get(name)!r}, this run has {value!r}; continue with the same data settings or start in a new MODEL_DIR"
+          f"{state['pipeline'].get(name)!r}, this run has {value!r}; "
+          "continue with the same data settings or start in a new MODEL_DIR"
         )
     tf.train.Checkpoint(iterator=self._iterator).read(
       str(path.with_name(POSITION))

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -105,33 +106,27 @@ def cache_task(
         f"{name}: the cache in {folder} was made from another version of its data; making it again"
       )
       shutil.rmtree(folder)
-    if (folder / "COMPLETED").exists() and not _missing(folder):
+    if (folder / "COMPLETED").exists() and _whole(folder):
       return folder
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".*"):
-      leftover.unlink()
+    for leftover in (folder / "COMPLETED", *folder.glob(".*")):
+      leftover.unlink(missing_ok=True)
     _write_json(folder / MANIFEST, {"task": name, "fingerprint": fingerprint})
     splits = _make_shards(task, folder, num_processes, say)
     for split, notes in splits.items():
       _write_split(task, split, folder, notes)
-    shards = {n.file: n.sha256 for notes in splits.values() for n in notes}
+    shards = {
+      note.file: {"sha256": note.sha256, "bytes": (folder / note.file).stat().st_size}
+      for notes in splits.values()
+      for note in notes
+    }
     dropped = {split: dict(_total(n.dropped for n in notes)) for split, notes in splits.items()}
     _write_json(
       folder / MANIFEST,
-      {"task": name, "fingerprint": fingerprint, "dropped": dropped, "sha256": shards},
+      {"task": name, "fingerprint": fingerprint, "dropped": dropped, "shards": shards},
     )
     (folder / "COMPLETED").touch()
   return folder
-
-
-def verify_cache(folder: str | Path) -> list[str]:
-  """Names of a complete cache's shards that are missing or differ from their recorded SHA-256."""
-  manifest = json.loads((Path(folder) / MANIFEST).read_text())
-  return [
-    file
-    for file, digest in manifest["sha256"].items()
-    if not (Path(folder) / file).exists() or _sha256(Path(folder) / file) != digest
-  ]
 
 
 def _write_split(task: seqio.Task, split: str, folder: Path, notes: list[ShardNote]) -> None:
@@ -223,7 +218,9 @@ def _run(
     return
   # Spawned: TensorFlow does not survive a fork.
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=_end_with_parent
+  ) as pool:
     futures = {pool.submit(_write_source_shard, source, job): job for job in jobs}
     try:
       for future in concurrent.futures.as_completed(futures):
@@ -231,6 +228,18 @@ def _run(
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when its parent is gone, however that ended; it would wait for work for ever."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_source_shard(source: ExampleSource, job: _Job) -> ShardNote:
@@ -327,12 +336,13 @@ def _recorded_fingerprint(folder: Path) -> str | None:
   return json.loads(manifest.read_text())["fingerprint"] if manifest.exists() else None
 
 
-def _missing(folder: Path) -> list[str]:
-  """Shards that a complete cache once had; those of `seqio_cache_tasks` are not known."""
+def _whole(folder: Path) -> bool:
+  """Whether a complete cache still has every shard at its size."""
   if not (folder / MANIFEST).exists():
-    return []
-  files = json.loads((folder / MANIFEST).read_text()).get("sha256", {})
-  return [file for file in files if not (folder / file).exists()]
+    return True  # written by `seqio_cache_tasks`
+  shards = json.loads((folder / MANIFEST).read_text()).get("shards", {})
+  paths = [(folder / name, shard["bytes"]) for name, shard in shards.items()]
+  return all(path.exists() and path.stat().st_size == size for path, size in paths)
 
 
 def _total(counts: Iterable[dict[str, int]]) -> Counter[str]:
