@@ -76,7 +76,8 @@ def save_speech_encoder(
       encoder without one.
   """
   path = Path(path)
-  tensors = {".".join(key): np.asarray(value) for key, value in flatten_dict(dict(params)).items()}
+  flat: dict[tuple[str, ...], Any] = flatten_dict(dict(params))
+  tensors = {".".join(key): np.asarray(value) for key, value in flat.items()}
   safetensors_folder.write_tensors(path, tensors)
   if tokenizer_model_path is not None:
     content = Path(tokenizer_model_path).read_bytes()
@@ -123,9 +124,8 @@ def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Speech
   safetensors_folder.check_dtype(dtype)
   config = read_encoder_config(path)
   folder = safetensors_folder.TensorFolder(path)
-  shapes = {
-    key: tuple(np.shape(leaf)) for key, leaf in flatten_dict(abstract_params(config)).items()
-  }
+  leaves: dict[tuple[str, ...], Any] = flatten_dict(abstract_params(config))
+  shapes = {key: leaf.shape for key, leaf in leaves.items()}
   folder.check({".".join(key): shape for key, shape in shapes.items()})
   params = {key: jnp.asarray(folder.read(".".join(key), dtype)) for key in shapes}
   tokenizer = safetensors_folder.read_tokenizer(path)
