@@ -1,0 +1,50 @@
+"""The command line: modes, help, and mistakes as one line with status 2."""
+
+import pytest
+
+from slm_jax.cli.main import MODES, main
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_help_shows_a_working_example(mode, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    main([mode, "--help"])
+  assert stopped.value.code == 0
+  text = capsys.readouterr().out
+  assert "example:" in text and f"slm_jax {mode}" in text
+
+
+MINI = "--gin_file=experiments/mini.gin"
+
+
+@pytest.mark.parametrize(
+  ("argv", "names"),
+  [
+    (["trian"], ["trian", "train"]),
+    (["train", "--gin_fiel=x"], ["--gin_fiel", "--help"]),
+    (["train", MINI], ["MODEL_DIR"]),
+    (["train", MINI, "--gin.MODEL_DIR"], ["--gin.MODEL_DIR", "NAME=VALUE"]),
+    (["train", MINI, "--gin.MODEL_DIR='x'", "--gin.BATCH_SZE=3"], ["BATCH_SZE", "BATCH_SIZE"]),
+    (["train", MINI, "--gin.MODEL_DIR='x'", "--gin.BATCH_SIZE='3'"], ["batch_size", "int"]),
+    (
+      ["train", MINI, "--gin.MODEL_DIR='x'", "--gin.MIXTURE_OR_TASK_MODULE='tasks.nothing'"],
+      ["tasks.nothing", "MIXTURE_OR_TASK_MODULE"],
+    ),
+    (
+      ["train", MINI, "--gin.MODEL_DIR='x'", "--gin.MIXTURE_OR_TASK_NAME='mini_slim'"],
+      ["mini_slim", "mini_slm"],
+    ),
+    (["infer", "--model_dir=nowhere", "--audio=a.wav", "--instruction=x", "--output=o"], ["nowhere"]),
+    (["infer", "--model_dir=x", "--output=o"], ["--requests", "--audio"]),
+    (["infer", "--model_dir=x", "--requests=missing.jsonl", "--output=o"], ["missing.jsonl"]),
+    (["tasks", "cache", "--module=tasks.mini"], ["NAME"]),
+    (["eval", MINI, "--gin.MODEL_DIR='nowhere'"], ["nowhere", "checkpoint"]),
+  ],
+  ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line_and_status_2(argv, names, capsys):
+  assert main(argv) == 2
+  error = capsys.readouterr().err.strip().split("\n")[-1]
+  assert error.startswith("slm_jax: error: ")
+  for name in names:
+    assert name in error
