@@ -161,3 +161,11 @@ def test_bad_settings_are_refused():
     LengthReductionConfig(factor=0)
   with pytest.raises(ValueError, match="max_frames=0"):
     LengthReductionConfig(max_frames=0)
+
+
+def test_random_drop_is_fair_to_the_frames_of_a_partial_group():
+  position = np.tile(np.arange(2, dtype=np.float32)[None, :, None], (600, 1, 1))
+  config = LengthReductionConfig(kind="random_drop", factor=3)
+  real = np.ones((600, 2), bool)
+  out, _, _ = reduce(config, position, real, np.zeros((600, 2, 3), np.float32), train=True)
+  assert 0.4 < out.mean() < 0.6
