@@ -55,8 +55,8 @@ def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int])
 class TrainBatches:
   """Endless, shuffled batches whose position can be saved and restored exactly.
 
-  The batches are a function of the arguments and the data alone. Each epoch of a task sees every
-  example of this shard once, in an order of its own.
+  The batches are a function of the arguments and the data alone. A task's examples come round
+  equally often, each time in another order; its shuffle buffer reaches across the ends of epochs.
 
   Attributes:
     skipped: feature name → examples left out so far because that feature was too long. Never

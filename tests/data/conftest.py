@@ -1,20 +1,9 @@
-"""A tiny speech and text world: real sentences, tones for voices, caches in a temporary folder."""
+"""The shipped vocabulary, and SeqIO registries with caches in a temporary folder."""
 
-import numpy as np
 import pytest
 import seqio
 
 VOCABULARY_PATH = "slm_jax/assets/mini/spiece.model"
-RATE = 8_000
-
-
-class ToneSynthesizer:
-  """Speaks in tones, 10 ms a letter, the same for the same arguments."""
-
-  def synthesize(self, text, language, voice, seed):
-    time = np.arange(len(text) * RATE // 100) / RATE
-    pitch = 200 + 50 * ord(text[0]) % 700 + seed % 100
-    return (8_000 * np.sin(2 * np.pi * pitch * time)).astype(np.int16), RATE
 
 
 @pytest.fixture(scope="session")

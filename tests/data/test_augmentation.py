@@ -16,7 +16,9 @@ def speech(seconds=1.0, rate=RATE, frequency=300.0):
 
 
 def plain(**changes):
-  quiet = dict(noise_probability=0.0, room_probability=0.0, max_lead=0.0, min_peak=0.5, max_peak=0.5)
+  quiet = dict(
+    noise_probability=0.0, room_probability=0.0, max_lead=0.0, min_peak=0.5, max_peak=0.5
+  )
   return AugmentationConfig(**{**quiet, **changes})
 
 

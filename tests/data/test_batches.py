@@ -1,0 +1,185 @@
+"""Training batches: deterministic, resumable to the bit, nothing cut in silence. Evaluation examples."""
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from slm_jax.batch import Batch
+from slm_jax.data.augmentation import AugmentationConfig
+from slm_jax.data.batches import EvalExamples, TrainBatches, drop_over_long
+from slm_jax.data.seqio_cache import cache_task
+from slm_jax.data.speech_corpus import MiniSpeechSource
+from slm_jax.data.speech_tasks import add_speech_task
+from slm_jax.errors import UserError
+
+SIZE = 24
+LENGTHS = {"audio": 16_000, "inputs": 16, "targets": 28}
+CLEAN = AugmentationConfig(noise_probability=0.0, room_probability=0.0, max_lead=0.0)
+
+
+RATE = 8_000
+
+
+class ToneSynthesizer:
+  """Speaks in tones, 10 ms a letter, the same for the same arguments."""
+
+  def synthesize(self, text, language, voice, seed):
+    time = np.arange(len(text) * RATE // 100) / RATE
+    pitch = 200 + 50 * ord(text[0]) % 700 + seed % 100
+    return (8_000 * np.sin(2 * np.pi * pitch * time)).astype(np.int16), RATE
+
+
+@pytest.fixture
+def speech(registry, vocabulary):
+  """Mixture "spoken" of two cached tasks of tones."""
+  for seed, kind in enumerate(("repeat", "translate")):
+    source = MiniSpeechSource(
+      kind,
+      {"train": SIZE, "validation": 6},
+      seed=seed,
+      examples_per_shard=6,
+      augmentation=CLEAN,
+      synthesizer=ToneSynthesizer,
+    )
+    add_speech_task(f"spoken_{kind}", source, vocabulary)
+    cache_task(f"spoken_{kind}", registry, quiet=True)
+  seqio.MixtureRegistry.add("spoken", ["spoken_repeat", "spoken_translate"], default_rate=1.0)
+
+
+def batches(name="spoken", lengths=LENGTHS, **kwargs):
+  return TrainBatches(name, task_feature_lengths=lengths, **{"batch_size": 4, **kwargs})
+
+
+def take(source, count):
+  return [next(source) for _ in range(count)]
+
+
+def same(first, second):
+  return all(
+    np.array_equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a
+  )
+
+
+def test_fields_of_a_batch(speech):
+  batch = Batch.from_dict(next(batches()))
+  assert batch.audio.shape == (4, 16_000) and batch.audio.dtype == np.int16
+  assert batch.encoder_input_tokens.shape == (4, 16)
+  positions = np.arange(16_000)
+  assert not batch.audio[positions >= batch.audio_lengths[:, None]].any()
+  assert (batch.audio_lengths > 1_000).all() and (np.abs(batch.audio).max(axis=1) > 3_000).all()
+  assert (batch.decoder_input_tokens[:, 1:] == batch.decoder_target_tokens[:, :-1]).all()
+  real = batch.decoder_loss_weights.sum(axis=1).astype(int)
+  assert (batch.decoder_target_tokens[np.arange(4), real - 1] == 1).all()  # EOS last
+
+
+def test_seed_alone_decides_the_order(speech):
+  first, again, other = (take(batches(seed=seed), 5) for seed in (1, 1, 2))
+  assert same(first, again)
+  assert not same(first, other)
+
+
+def test_restored_position_continues_bit_for_bit(speech, tmp_path):
+  lengths = {**LENGTHS, "audio": 7_000}  # some are dropped on the way
+  run = batches(lengths=lengths)
+  take(run, 7)
+  run.save(str(tmp_path))
+  at_save = run.skipped
+  following = take(run, 15)  # past the end of the epoch
+  resumed = batches(lengths=lengths)
+  take(resumed, 3)
+  resumed.restore(str(tmp_path))
+  assert resumed.skipped == at_save
+  assert same(following, take(resumed, 15))
+  assert resumed.skipped == run.skipped
+
+
+def test_position_of_another_pipeline_is_refused(speech, tmp_path):
+  batches().save(str(tmp_path))
+  with pytest.raises(UserError, match="seed=0, this run has 1"):
+    batches(seed=1).restore(str(tmp_path))
+  with pytest.raises(UserError, match="no saved data position"):
+    batches().restore(str(tmp_path / "elsewhere"))
+
+
+def rows(source, count):
+  return [batch["decoder_target_tokens"].tobytes() for batch in take(source, count)]
+
+
+def test_shares_are_disjoint_and_an_epoch_has_every_example_once(speech):
+  # SeqIO shuffles across the ends of epochs; without its buffer they are exact.
+  seqio.TaskRegistry.get("spoken_repeat")._shuffle_buffer_size = 1
+  whole = rows(batches("spoken_repeat", batch_size=1), SIZE)
+  assert len(set(whole)) == SIZE
+  shares = [
+    rows(batches("spoken_repeat", batch_size=1, shard_index=i, num_shards=2), SIZE // 2)
+    for i in range(2)
+  ]
+  assert sorted(shares[0] + shares[1]) == sorted(whole)
+
+
+def test_over_long_examples_are_left_out_and_counted(speech):
+  task = seqio.TaskRegistry.get("spoken_repeat")
+  sizes = [
+    len(row["audio"])
+    for row in task.get_dataset(use_cached=True, shuffle=False).as_numpy_iterator()
+  ]
+  limit = int(np.median(sizes))
+  long = sum(size > limit for size in sizes)
+  run = batches("spoken_repeat", {**LENGTHS, "audio": limit}, batch_size=1)
+  history = []
+  for _ in range(3 * (SIZE - long)):
+    row = next(run)
+    assert row["audio_lengths"] <= limit
+    history.append(run.skipped["audio"])
+  assert history == sorted(history)
+  # The shuffle lets at most its buffer, here an epoch or more, run ahead.
+  assert 2 * long <= history[-1] <= 4 * long + SIZE
+  assert run.skipped["inputs"] == run.skipped["targets"] == 0
+
+
+def test_drop_over_long_counts_exactly():
+  data = tf.data.Dataset.from_generator(
+    lambda: ({"a": [0] * a, "b": [0] * b} for a, b in [(1, 1), (9, 1), (1, 9), (9, 9), (2, 2)]),
+    output_signature={name: tf.TensorSpec([None], tf.int32) for name in "ab"},
+  )
+  kept = list(drop_over_long(data, {"a": 5, "b": 5}).as_numpy_iterator())
+  assert [len(row["a"]) for row in kept] == [1, 2]
+  assert [row["dropped"].tolist() for row in kept] == [[0, 0], [2, 2]]
+
+
+def test_lengths_that_nothing_fits_are_the_users_mistake(speech, monkeypatch):
+  monkeypatch.setattr("slm_jax.data.batches.MAX_DROPPED_IN_A_ROW", 50)
+  with pytest.raises(UserError, match="50 examples in a row.*'audio': 100"):
+    next(batches(lengths={**LENGTHS, "audio": 100}))
+
+
+def test_mistakes_are_named(speech, registry, vocabulary):
+  with pytest.raises(UserError, match="'testing'.*train"):
+    batches(split="testing")
+  with pytest.raises(UserError, match="'inptus'"):
+    batches(lengths={"inptus": 16, "targets": 28})
+  with pytest.raises(UserError, match="converter"):
+    batches(lengths={"audio": 100, "inputs": 16})
+  add_speech_task("bare", MiniSpeechSource("repeat", {"train": 1}, seed=9), vocabulary)
+  with pytest.raises(UserError, match="no offline cache of .*'bare'"):
+    batches("bare")
+
+
+def test_examples_for_evaluation(speech):
+  examples = EvalExamples("spoken_translate")
+  first, again = list(examples), list(examples)
+  assert len(first) == 6 and [e.id for e in first] == [e.id for e in again]
+  source = seqio.TaskRegistry.get("spoken_translate").source
+  for example in first:
+    made = source.utterance("validation", int(example.id.rsplit("-", 1)[1]))
+    assert example.audio.dtype == np.int16 and example.audio.ndim == 1
+    for name in ("task", "language", "target_language", "transcript", "instruction", "voice"):
+      assert getattr(example, name) == getattr(made, name)
+    assert example.target == made.target != example.transcript
+  limit = sorted(len(e.audio) for e in first)[2]
+  short = EvalExamples("spoken_translate", max_samples=limit)
+  assert len(list(short)) + short.skipped == 6 and short.skipped >= 1
+  assert [e.id for e in EvalExamples("spoken_translate", max_examples=2)] == [
+    e.id for e in first[:2]
+  ]
