@@ -54,7 +54,9 @@ def _write_sample(name: str, split: str, index: int, output: str) -> None:
 
   example = next(itertools.islice(EvalExamples(name, split), index, None), None)
   if example is None:
-    raise UserError(f"--index={index}: split {split} of {name} has fewer examples; choose a smaller one")
+    raise UserError(
+      f"--index={index}: split {split} of {name} has fewer examples; choose a smaller one"
+    )
   soundfile.write(output, example.audio, SAMPLE_RATE, subtype="PCM_16")
   texts = {k: v for k, v in vars(example).items() if k != "audio"}
   print(json.dumps(texts, ensure_ascii=False))

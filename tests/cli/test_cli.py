@@ -34,7 +34,10 @@ MINI = "--gin_file=experiments/mini.gin"
       ["train", MINI, "--gin.MODEL_DIR='x'", "--gin.MIXTURE_OR_TASK_NAME='mini_slim'"],
       ["mini_slim", "mini_slm"],
     ),
-    (["infer", "--model_dir=nowhere", "--audio=a.wav", "--instruction=x", "--output=o"], ["nowhere"]),
+    (
+      ["infer", "--model_dir=nowhere", "--audio=a.wav", "--instruction=x", "--output=o"],
+      ["nowhere"],
+    ),
     (["infer", "--model_dir=x", "--output=o"], ["--requests", "--audio"]),
     (["infer", "--model_dir=x", "--requests=missing.jsonl", "--output=o"], ["missing.jsonl"]),
     (["tasks", "cache", "--module=tasks.mini"], ["NAME"]),
