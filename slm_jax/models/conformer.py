@@ -35,7 +35,7 @@ class ConformerConfig:
   USM's long-form inference; the convolutions still cross chunk borders). `vocab_size` 0 means no
   CTC head; otherwise class 0 is the blank. `ffn_dim` None means 4 * model_dim. `dtype` is the
   compute dtype. `scan_unroll` blocks are compiled into one step of the layers' loop: a small model
-  on a CPU runs about a tenth faster with all of them, and compiles more slowly.
+  on a CPU trains about a tenth faster with all of them, but compiles for a minute or more.
   """
 
   num_layers: int
