@@ -8,10 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from slm_jax import interop
-from slm_jax.batch import Batch
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.slm import SLM, SLMConfig
