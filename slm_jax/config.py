@@ -21,6 +21,8 @@ except (
 ) as error:  # a checkout's `gin/` folder imports as an empty namespace when gin-config is missing
   raise ImportError("gin-config is not installed: pip install gin-config") from error
 
+from slm_jax.audio.log_mel import LogMelConfig
+from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.evaluation.config import EvalConfig
 from slm_jax.models.adapter import AdapterConfig
@@ -53,8 +55,10 @@ COMPONENTS = ROOTS | {
     FakeDatasetConfig,
     LanguageModelRecipe,
     LengthReductionConfig,
+    LogMelConfig,
     MeshConfig,
     OptimizerConfig,
+    SpecAugmentConfig,
     SpeechEncoderRecipe,
     T5Config,
   )

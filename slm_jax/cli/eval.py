@@ -1,5 +1,6 @@
 """`slm_jax eval`."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -35,9 +36,16 @@ def run(argv: list[str]) -> int:
   examples = []
   for task in eval_config.tasks:
     registry.fill_caches(task, num_processes=eval_config.cache_processes)
-    examples += EvalExamples(
+    found = EvalExamples(
       task, eval_config.split, max_samples=max_samples, max_examples=eval_config.num_examples
     )
+    # Scores go by the SeqIO task's name, which tells data sets of one kind of task apart.
+    examples += [dataclasses.replace(example, task=task) for example in found]
+    if found.skipped:
+      print(
+        f"[slm_jax] {task}: {found.skipped} examples longer than {max_samples} samples left out",
+        file=sys.stderr,
+      )
   settings = GenerationSettings(
     batch_size=eval_config.batch_size,
     num_beams=eval_config.num_beams,
