@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 # Drawn in colours that occur nowhere else and then named, so that one picture suits light and dark.
 _PAGE_COLOURS = {"#010203": "var(--ink-2)", "#010204": "var(--line)", "#010205": "var(--accent)"}
@@ -40,6 +41,9 @@ def loss_curve_svg(train_log: Sequence[Mapping[str, Any]]) -> str:
     axes.plot(steps, smooth[::stride], color=_ACCENT, linewidth=2.2)
     if low > 0 and high / low > 10:
       axes.set_yscale("log")
+      axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+      axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel("loss", color=_INK)
     axes.set_xlim(steps[0], steps[-1])

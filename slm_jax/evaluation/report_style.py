@@ -33,11 +33,14 @@ p { margin: 0 0 12px; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px;
 }
-.stats { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; }
-.stats .card { padding: 14px 16px; }
+.stats { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
+.stats .card {
+  padding: 14px 16px; display: flex; flex-direction: column; justify-content: space-between;
+}
 .stats .value { font-size: 1.4rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .stats { margin-top: 24px; }
-.findings { display: grid; gap: 10px; margin: 24px 0 0; padding: 0; list-style: none; }
+.findings { display: grid; gap: 10px; margin: 0; padding: 0; list-style: none; }
+.findings .badge { flex: 0 0 9.5em; text-align: center; }
 .findings li { display: flex; gap: 12px; align-items: baseline; }
 .badge {
   display: inline-block; border-radius: 99px; padding: 1px 10px; font-size: 0.78rem;
@@ -70,5 +73,15 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 0 2
 details summary { cursor: pointer; color: var(--ink-2); font-size: 0.85rem; }
 details dl { margin-top: 10px; }
 .answer { font-size: 1.1rem; font-weight: 600; }
+@media (max-width: 560px) {
+  main { padding: 28px 16px 48px; }
+  h1 { font-size: 1.5rem; }
+  .stats { grid-template-columns: repeat(2, 1fr); }
+  .stats .value { font-size: 1.15rem; }
+  .samples { grid-template-columns: 1fr; }
+  .card { padding: 16px; }
+  .findings li { flex-direction: column; gap: 2px; }
+  .findings .badge { flex: none; }
+}
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """
