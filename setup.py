@@ -24,7 +24,7 @@ setup(
     "flax>=0.12",
     "gin-config>=0.5",
     "jax>=0.8",
-    "jiwer>=3.1",
+    "jiwer>=4",
     "librosa>=0.10",
     "matplotlib>=3.8",
     "ml-dtypes>=0.5",

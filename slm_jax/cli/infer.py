@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     requests = inference.requests_from_flags(flags.audio, flags.instruction)
   try:
     settings = GenerationSettings(
-      batch_size=min(flags.batch_size, len(requests)),
+      batch_size=flags.batch_size,
       num_beams=flags.num_beams,
       max_new_tokens=flags.max_new_tokens,
     )
@@ -58,8 +58,7 @@ def run(argv: list[str]) -> int:
     model, requests, flags.output, settings, max_bad_audio=flags.max_bad_audio
   )
   if flags.audio:
-    for line in Path(flags.output).read_text().splitlines():
-      print(line)
+    print(Path(flags.output).read_text("utf-8"), end="")
   print(
     f"[slm_jax] {summary.requests} requests, {summary.bad_audio} skipped, {summary.audio_seconds:.1f} s of audio in "
     f"{summary.seconds:.1f} s, checkpoint_{step}; answers: {flags.output}",

@@ -12,6 +12,20 @@ SPEECH_SHUFFLE_BUFFER = 128
 TEXT_SHUFFLE_BUFFER = 2_000
 
 
+class SpeechTask(seqio.Task):
+  """A task whose cache is read one example from each shard in turn, not sixteen.
+
+  SeqIO reads sixteen shards at once and keeps two blocks of each, and of the next sixteen, in
+  memory; all of it becomes part of a saved data position, audio included. Blocks of one make a
+  position a sixteenth as large and the order better mixed.
+  """
+
+  def _get_cached_source(self, split: str, file_shuffle_buffer_size: int | None = None):
+    source = super()._get_cached_source(split, file_shuffle_buffer_size)
+    source._block_length = 1
+    return source
+
+
 def add_speech_task(
   name: str, source: ExampleSource, vocabulary: seqio.Vocabulary, *, instructions: bool = True
 ) -> seqio.Task:
@@ -36,6 +50,7 @@ def add_speech_task(
     ],
     output_features={"audio": seqio.ContinuousFeature(dtype=tf.int16), **tokens},
     shuffle_buffer_size=SPEECH_SHUFFLE_BUFFER,
+    task_cls=SpeechTask,
   )
 
 

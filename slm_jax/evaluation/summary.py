@@ -94,7 +94,7 @@ def _demos(answers: str) -> list[ReportDemo]:
   path = Path(answers)
   if not path.is_file():
     raise UserError(f"--answers={answers}: no such file; expected what slm_jax infer wrote")
-  lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+  lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
   return [
     ReportDemo(
       audio_name=Path(line["inputs"]["audio"]).name,

@@ -34,8 +34,8 @@ class ConformerConfig:
   USM's pre-training) or "chunk" (each frame sees the frames of its own chunk of `chunk_size`,
   USM's long-form inference; the convolutions still cross chunk borders). `vocab_size` 0 means no
   CTC head; otherwise class 0 is the blank. `ffn_dim` None means 4 * model_dim. `dtype` is the
-  compute dtype. `scan_unroll` blocks are compiled into one step of the layers' loop: a small model
-  on a CPU trains about a tenth faster with all of them, but compiles for a minute or more.
+  compute dtype. `intermediate_vocab_size` above 0 gives the middle layer a CTC head of its own, for
+  training (Lee and Watanabe, arXiv:2102.03216).
   """
 
   num_layers: int
@@ -53,7 +53,7 @@ class ConformerConfig:
   dropout_rate: float = 0.0
   dtype: str = "float32"
   remat: str = "none"
-  scan_unroll: int = 1
+  intermediate_vocab_size: int = 0
   log_mel: LogMelConfig = LogMelConfig()
   spec_augment: SpecAugmentConfig | None = None
 
@@ -75,8 +75,8 @@ class ConformerConfig:
         f"left_context={self.left_context}, right_context={self.right_context}, chunk_size="
         f"{self.chunk_size}: expected contexts of 0 or more and chunks of at least 1 frame"
       )
-    if not 1 <= self.scan_unroll <= self.num_layers:
-      raise ValueError(f"scan_unroll={self.scan_unroll}: expected 1 to {self.num_layers} layers")
+    if self.intermediate_vocab_size and self.num_layers < 2:
+      raise ValueError(f"num_layers={self.num_layers}: a CTC head in the middle needs at least 2")
     if self.remat not in REMAT_KINDS:
       raise ValueError(f"remat={self.remat!r}: expected one of {REMAT_KINDS}")
 
@@ -177,10 +177,11 @@ class ConformerBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, mask: jax.Array, allowed: jax.Array, positions: jax.Array
-  ) -> tuple[jax.Array, None]:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """x [B, T, D], mask bool [B, T], allowed bool [B, T, S], positions [2T, D] -> [B, T, D].
 
-    The second result, None, is what a scan over layers collects.
+    The second result is what a scan over layers collects: the same again where a layer in the
+    middle has a CTC head, else None.
     """
     cfg = self.config
     dropout = nn.Dropout(cfg.dropout_rate, deterministic=not self.train)
@@ -189,7 +190,8 @@ class ConformerBlock(nn.Module):
     x = x + dropout(attention(norm(cfg, "attention_norm")(x), allowed, positions))
     x = x + dropout(ConvModule(cfg, name="conv")(x, mask))
     x = x + 0.5 * dropout(FeedForward(cfg, name="ffn_out")(x))
-    return norm(cfg, "norm")(x), None
+    x = norm(cfg, "norm")(x)
+    return x, x if cfg.intermediate_vocab_size else None
 
 
 class ConformerStack(nn.Module):
@@ -197,9 +199,15 @@ class ConformerStack(nn.Module):
 
   config: ConformerConfig
 
-  @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
     """x [B, T, D], mask bool [B, T] -> [B, T, D], 0 at padding."""
+    return self.with_middle(x, mask, train=train)[0]
+
+  @nn.compact
+  def with_middle(
+    self, x: jax.Array, mask: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """As `__call__`, and the middle layer's output [B, T, D] where that has a CTC head, else None."""
     cfg, num_frames = self.config, x.shape[1]
     allowed = mask[:, None, :]
     if cfg.attention == "local":
@@ -219,8 +227,8 @@ class ConformerStack(nn.Module):
       split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  mask, allowed, positions
       length=cfg.num_layers,
-      unroll=cfg.scan_unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = layers(cfg, train, name="layers")(x, mask, allowed, positions)
-    return jnp.where(mask[..., None], x, 0)
+    x, outputs = layers(cfg, train, name="layers")(x, mask, allowed, positions)
+    middle = outputs[cfg.num_layers // 2 - 1] if cfg.intermediate_vocab_size else None
+    return jnp.where(mask[..., None], x, 0), middle

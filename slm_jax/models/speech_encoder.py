@@ -20,12 +20,14 @@ class SpeechEncoderOutput:
   Attributes:
     frames: [B, T, D], 0 at padding.
     mask: bool [B, T], True = real; real frames come first.
+    intermediate_ctc_logits: fp32 [B, T, intermediate vocabulary], or None.
     ctc_logits: fp32 [B, T, V], class 0 the blank; None without a CTC head.
   """
 
   frames: jax.Array
   mask: jax.Array
   ctc_logits: jax.Array | None
+  intermediate_ctc_logits: jax.Array | None = None
 
 
 class SpeechEncoder(nn.Module):
@@ -39,6 +41,9 @@ class SpeechEncoder(nn.Module):
     self.conformer = ConformerStack(cfg)
     if cfg.vocab_size:
       self.ctc_head = dense(cfg, cfg.vocab_size, ("embed", "vocab"), "ctc_head")
+    if cfg.intermediate_vocab_size:
+      size = cfg.intermediate_vocab_size
+      self.intermediate_ctc_head = dense(cfg, size, ("embed", "vocab"), "intermediate_ctc_head")
 
   def features(self, audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     """audio [B, S], lengths int32 [B] -> log-mel fp32 [B, T', F], mask bool [B, T']; 10 ms each."""
@@ -64,6 +69,11 @@ class SpeechEncoder(nn.Module):
     if train and cfg.spec_augment is not None:
       features = spec_augment(self.make_rng("spec_augment"), features, mask, cfg.spec_augment)
     x, mask = self.subsampling(features, mask)
-    frames = self.conformer(x, mask, train=train)
+    frames, middle = self.conformer.with_middle(x, mask, train=train)
     logits = self.ctc_head(frames).astype(jnp.float32) if cfg.vocab_size else None
-    return SpeechEncoderOutput(frames=frames, mask=mask, ctc_logits=logits)
+    middle_logits = None
+    if middle is not None:
+      middle_logits = self.intermediate_ctc_head(middle).astype(jnp.float32)
+    return SpeechEncoderOutput(
+      frames=frames, mask=mask, ctc_logits=logits, intermediate_ctc_logits=middle_logits
+    )

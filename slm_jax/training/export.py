@@ -23,7 +23,8 @@ def write_model(
   if isinstance(recipe, LanguageModelRecipe):
     save_language_model(output, recipe.config, small["language_model"], tokenizer)
   else:
-    save_speech_encoder(output, recipe.config, small["speech_encoder"], tokenizer)
+    encoder = {k: v for k, v in small["speech_encoder"].items() if k != "intermediate_ctc_head"}
+    save_speech_encoder(output, recipe.config, encoder, tokenizer)
   digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
   print(f"[slm_jax] wrote {output}; model.safetensors SHA-256 {digest}", file=sys.stderr)
   return digest

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from slm_jax.batch import Batch
@@ -16,6 +17,7 @@ from slm_jax.models.ctc import ctc_loss
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_encoder import SpeechEncoder
 from slm_jax.models.t5 import T5
+from slm_jax.training.character_targets import character_labels
 from slm_jax.training.losses import token_cross_entropy
 
 # Sums over the batch; "loss" and "weight" are always there and the step reports loss / weight.
@@ -91,9 +93,14 @@ class LanguageModelObjective:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechEncoderObjective:
-  """CTC over the transcript (USM §2.3), the speech encoder alone. `weight` counts utterances' label tokens."""
+  """CTC over the transcript (USM §2.3), the speech encoder alone; `weight` counts label tokens.
+
+  With `character_table` (see `character_targets`) half of the loss is that of the middle layer's
+  head over characters.
+  """
 
   model: SpeechEncoder
+  character_table: np.ndarray | None = None
   eos_id: int = 1
 
   def init(self, rng: jax.Array, batch: Batch):
@@ -110,9 +117,18 @@ class SpeechEncoderObjective:
     )
     labels = batch.decoder_target_tokens
     real = (labels != 0) & (labels != self.eos_id)
-    losses = ctc_loss(encoded.ctc_logits, encoded.mask, labels, real)  # pyright: ignore
+    losses = ctc_loss(encoded.ctc_logits, encoded.mask, labels, real)
+    loss = losses.sum()
+    if self.character_table is not None:
+      # No more characters than frames can be aligned, so no longer labels are needed.
+      characters, is_real = character_labels(
+        self.character_table, labels, real, encoded.mask.shape[1]
+      )
+      middle = encoded.intermediate_ctc_logits
+      loss = 0.5 * loss + 0.5 * ctc_loss(middle, encoded.mask, characters, is_real).sum()
     sums = {
-      "loss": losses.sum(),
+      "loss": loss,
+      "ctc_loss": losses.sum(),
       "weight": real.sum().astype(jnp.float32),
       "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
     }

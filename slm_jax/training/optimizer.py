@@ -24,6 +24,9 @@ class OptimizerConfig:
   b2: float = 0.98
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  # Makes `learning_rate` relative to each parameter's RMS, as Adafactor does (Shazeer & Stern, arXiv:1804.04235 §8).
+  # T5's kernels start at very unequal scales: a plain Adam step that suits embeddings tears its query kernels apart.
+  scale_by_parameter_rms: bool = False
 
   def __post_init__(self):
     if self.decay not in DECAYS:
@@ -55,13 +58,15 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW. Vectors (norm scales, biases) are not decayed."""
-  return optax.chain(
+  transformations = [
     optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      learning_rate(config, total_steps),
-      b1=config.b1,
-      b2=config.b2,
-      weight_decay=config.weight_decay,
-      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    optax.scale_by_adam(b1=config.b1, b2=config.b2),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
+  ]
+  if config.scale_by_parameter_rms:
+    transformations.append(optax.scale_by_param_block_rms())
+  return optax.chain(
+    *transformations, optax.scale_by_learning_rate(learning_rate(config, total_steps))
   )

@@ -14,6 +14,7 @@ from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.slm import SLM, SLMConfig
 from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
 from slm_jax.models.t5 import T5, T5Config
+from slm_jax.training.character_targets import character_table
 from slm_jax.training.objectives import (
   LanguageModelObjective,
   Objective,
@@ -88,11 +89,17 @@ class SpeechEncoderRecipe:
 
   config: ConformerConfig
   tokenizer: str
+  # Trains the middle layer on characters besides; that head is not part of the finished model.
+  intermediate_characters: bool = False
 
   def build(self) -> Built:
     tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
-    model = SpeechEncoder(self.config)
-    return Built(SpeechEncoderObjective(model), "speech_encoder/.*", {}, _unchanged, tokenizer)
+    config, table = self.config, None
+    if self.intermediate_characters:
+      table, size = character_table(tokenizer)
+      config = dataclasses.replace(config, intermediate_vocab_size=size)
+    objective = SpeechEncoderObjective(SpeechEncoder(config), table)
+    return Built(objective, "speech_encoder/.*", {}, _unchanged, tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

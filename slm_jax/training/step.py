@@ -74,6 +74,8 @@ def make_train_step(
     if "correct" in sums:
       metrics["accuracy"] = sums["correct"] / weight
     metrics["target_tokens"] = sums["weight"]
+    if "ctc_loss" in sums:
+      metrics["ctc_loss"] = sums["ctc_loss"] / weight
     if "audio_seconds" in sums:
       metrics["audio_seconds"] = sums["audio_seconds"]
     new_state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)

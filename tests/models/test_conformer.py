@@ -166,7 +166,7 @@ def test_scan_equals_a_loop_over_layers():
 
 
 @pytest.mark.parametrize(
-  "change", [dict(remat="full"), dict(remat="dots"), dict(scan_unroll=3)], ids=str
+  "change", [dict(remat="full"), dict(remat="dots")], ids=str
 )
 def test_memory_and_speed_options_change_no_gradient(change):
   x, mask = inputs()
@@ -237,7 +237,6 @@ def test_shape_fields_change_the_parameters(change):
     (dict(remat="some"), "remat='some'"),
     (dict(chunk_size=0), "chunk_size=0"),
     (dict(num_layers=0), "num_layers=0"),
-    (dict(scan_unroll=4), "scan_unroll=4"),
     (dict(subsampling_channels=(3,)), "subsampling_channels"),
   ],
   ids=str,
