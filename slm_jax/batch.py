@@ -59,7 +59,9 @@ class Batch:
     return cls(
       audio=rng.integers(-3000, 3000, (batch_size, num_samples)).astype(np.int16),
       audio_lengths=rng.integers(num_samples // 2, num_samples + 1, batch_size).astype(np.int32),
-      encoder_input_tokens=rng.integers(3, vocab_size, (batch_size, prompt_length)).astype(np.int32),
+      encoder_input_tokens=rng.integers(3, vocab_size, (batch_size, prompt_length)).astype(
+        np.int32
+      ),
       decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
       decoder_target_tokens=targets,
       decoder_loss_weights=weights.astype(np.float32),

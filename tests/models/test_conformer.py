@@ -165,9 +165,7 @@ def test_scan_equals_a_loop_over_layers():
   np.testing.assert_allclose(run(stack, params, x, mask), y * mask[..., None], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "change", [dict(remat="full"), dict(remat="dots")], ids=str
-)
+@pytest.mark.parametrize("change", [dict(remat="full"), dict(remat="dots")], ids=str)
 def test_memory_and_speed_options_change_no_gradient(change):
   x, mask = inputs()
   stack = ConformerStack(CONFIG)
