@@ -183,3 +183,9 @@ def test_examples_for_evaluation(speech):
   assert [e.id for e in EvalExamples("spoken_translate", max_examples=2)] == [
     e.id for e in first[:2]
   ]
+
+
+def test_a_speech_cache_is_read_one_example_from_each_shard_in_turn(speech):
+  dataset = seqio.TaskRegistry.get("spoken_repeat").get_dataset(use_cached=True, shuffle=False)
+  numbers = [int(row["id"].rsplit(b"-", 1)[1]) for row in dataset.as_numpy_iterator()]
+  assert [number // 6 for number in numbers] == 6 * [0, 1, 2, 3]
