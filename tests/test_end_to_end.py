@@ -1,0 +1,129 @@
+"""The main job in small: SeqIO mixture, train, resume, eval, infer, on the shipped models."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from slm_jax.cli.main import main
+from slm_jax.interop import load_language_model
+from slm_jax.training.recipes import resolve_path
+from slm_jax.training.scalars import read_scalars
+
+GIN = ["--gin_file=experiments/mini.gin"] + [
+  f"--gin.{binding}"
+  for binding in (
+    "MIXTURE_OR_TASK_NAME='tiny_slm'",
+    "MIXTURE_OR_TASK_MODULE='tests.tiny_tasks'",
+    "EVAL_TASKS=('tiny_asr', 'tiny_ast')",
+    "EVAL_TASK_KINDS={'tiny_asr': 'transcription', 'tiny_ast': 'translation'}",
+    "EVAL_BATCH_SIZE=4",
+    "BATCH_SIZE=8",
+    "DatasetConfig.length_buckets=()",
+    "DatasetConfig.cache_processes=1",
+    "train.checkpoint_period=2",
+    "train.log_period=1",
+    "OptimizerConfig.decay='constant'",
+  )
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("end_to_end")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("SLM_JAX_CACHE_DIR", str(folder / "cache"))
+    here = [f"--gin.MODEL_DIR='{folder / 'run'}'"]
+    assert main(["train", *GIN, *here, "--gin.TRAIN_STEPS=2"]) == 0
+    assert main(["train", *GIN, *here, "--gin.TRAIN_STEPS=4"]) == 0
+    whole = [f"--gin.MODEL_DIR='{folder / 'whole'}'"]
+    assert main(["train", *GIN, *whole, "--gin.TRAIN_STEPS=4"]) == 0
+    yield folder / "run"
+
+
+def test_resumed_run_has_the_losses_of_the_uninterrupted_one(run_dir):
+  def losses(folder):
+    return [line["loss"] for line in read_scalars(folder / "train.jsonl")]
+
+  assert len(losses(run_dir)) == 4
+  assert losses(run_dir) == losses(run_dir.parent / "whole")
+
+
+def test_only_the_adapter_is_in_the_checkpoint(run_dir):
+  info = (run_dir / "model-info.txt").read_text()
+  assert "frozen" in info and "% )" not in info
+  trained = [line.split()[0] for line in info.split("\n") if " trained " in line]
+  assert trained and all(path.startswith("adapter/") for path in trained)
+  size = sum(f.stat().st_size for f in (run_dir / "checkpoint_4" / "state").rglob("*"))
+  frozen = sum(
+    (resolve_path(f"slm_jax:mini/{name}") / "model.safetensors").stat().st_size
+    for name in ("speech_encoder", "language_model")
+  )
+  # Adapter and two moments in fp32 are less than the frozen weights alone are in bf16.
+  assert size < frozen
+
+
+def test_eval_scores_every_system_and_writes_a_report(run_dir, capsys):
+  argv = ["eval", *GIN, f"--gin.MODEL_DIR='{run_dir}'", "--gin.TRAIN_STEPS=4"]
+  assert main(argv) == 0
+  lines = (run_dir / "inference_eval" / "tiny_asr-metrics.jsonl").read_text().split("\n")
+  scores = json.loads(lines[0])["scores"]
+  assert set(scores) == {"slm", "ctc", "oracle", "shuffled"}
+  predictions = (run_dir / "inference_eval" / "tiny_ast-4.jsonl").read_text().strip().split("\n")
+  assert len(predictions) == 5 and "prediction" in json.loads(predictions[0])
+  page = (run_dir / "report.html").read_text()
+  assert "<audio" in page and "tiny_ast" in page
+  assert "tiny_asr" in capsys.readouterr().out
+
+
+def test_infer_answers_about_any_audio(run_dir, tmp_path):
+  rng = np.random.default_rng(0)
+  for name, rate, channels in (("a.wav", 8_000, 1), ("b.flac", 48_000, 2)):
+    noise = 0.1 * rng.standard_normal((rate * 5, channels))  # 5 s: longer than one call takes
+    soundfile.write(tmp_path / name, noise, rate)
+  requests = tmp_path / "requests.jsonl"
+  requests.write_text(
+    "".join(
+      json.dumps({"audio": name, "instruction": text}) + "\n"
+      for name in ("a.wav", "b.flac")
+      for text in ("Transcribe this.", "Translate to German.")
+    )
+  )
+  output = tmp_path / "out.jsonl"
+  argv = ["infer", f"--model_dir={run_dir}", f"--requests={requests}", f"--output={output}"]
+  assert main(argv) == 0
+  lines = [json.loads(line) for line in output.read_text().strip().split("\n")]
+  assert [Path(line["inputs"]["audio"]).name for line in lines] == ["a.wav"] * 2 + ["b.flac"] * 2
+  for line in lines:
+    chunks = line["chunks"]
+    assert len(chunks) == 2 and chunks[0]["start"] == 0 and chunks[-1]["end"] == 5.0
+    assert chunks[0]["end"] == chunks[1]["start"]
+
+
+def test_the_language_models_text_answers_do_not_change(run_dir):
+  lm = load_language_model(resolve_path("slm_jax:mini/language_model"), dtype="float32")
+  ids = np.array(
+    [[*lm.tokenizer.encode("Lilo buys a red pear."), *lm.tokenizer.encode("Repeat."), 1]]
+  )
+  before = lm.generate(tokens=ids, mask=ids != 0, max_new_tokens=12)
+  from slm_jax.cli.run_folder import load_run
+  from slm_jax.training.restore import load_speech_language_model
+
+  class Flags:
+    model_dir = str(run_dir)
+    gin_file = ()
+    gin_search_paths = ""
+
+  _, recipe = load_run(Flags(), [])  # pyright: ignore
+  model, _ = load_speech_language_model(recipe, run_dir, step=None, max_samples=64_000)
+  after = model.language_model.generate(tokens=ids, mask=ids != 0, max_new_tokens=12)
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_run_of_another_config_is_refused(run_dir, capsys):
+  argv = [*GIN, f"--gin.MODEL_DIR='{run_dir}'", "--gin.TRAIN_STEPS=4", "--gin.RANDOM_SEED=3"]
+  assert main(["train", *argv]) == 2
+  assert "random_seed" in capsys.readouterr().err
