@@ -230,5 +230,5 @@ class ConformerStack(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, outputs = layers(cfg, train, name="layers")(x, mask, allowed, positions)
-    middle = outputs[cfg.num_layers // 2 - 1] if cfg.intermediate_vocab_size else None
+    middle = None if outputs is None else outputs[cfg.num_layers // 2 - 1]
     return jnp.where(mask[..., None], x, 0), middle

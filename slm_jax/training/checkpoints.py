@@ -150,7 +150,7 @@ def _typed(restored: dict, state: TrainState) -> dict:
 
 
 def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
-  """Refuses to continue a MODEL_DIR that holds a run of another config.
+  """Refuses to continue a MODEL_DIR that holds checkpoints of another config.
 
   Args:
     model_dir: the run's folder.
@@ -158,7 +158,8 @@ def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
     free: fields that may change when a run is continued.
   """
   path = model_dir / "run.json"
-  if path.is_file():
+  has_checkpoints = model_dir.is_dir() and any(model_dir.glob("checkpoint_*"))
+  if path.is_file() and has_checkpoints:
     before = json.loads(path.read_text())
     for name in sorted(set(before) | set(described)):
       if name not in free and before.get(name) != described.get(name):
@@ -166,7 +167,7 @@ def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
           f"MODEL_DIR={str(model_dir)!r} holds a run with {name}={before.get(name)!r}, this one has "
           f"{described.get(name)!r}; choose another MODEL_DIR or set it back (nothing was overwritten)"
         )
-  elif model_dir.is_dir() and any(model_dir.glob("checkpoint_*")):
+  elif has_checkpoints:
     raise UserError(
       f"MODEL_DIR={str(model_dir)!r} holds checkpoints but no run.json; choose another MODEL_DIR"
     )

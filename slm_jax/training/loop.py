@@ -121,29 +121,32 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
   stop = _StopFlag()
   pending: tuple[int, dict] | None = None
   done = start
-  for step in range(start, config.total_steps):
-    arrays = pending_first if pending_first is not None else next(batches)
-    pending_first = None
-    batch = sharding.shard_batch(Batch.from_dict(arrays), mesh)
-    state, metrics = step_fn(state, prepared.frozen, batch)
-    done = step + 1
-    # Last step's numbers: reading this step's would make the host wait for the device.
-    if pending is not None:
-      _report(pending, config, schedule, writer, progress, batches)
-    pending = (done, metrics)
-    if done % config.checkpoint_period == 0 or done == config.total_steps or stop.raised:
-      # A loss that is not finite must be seen before its weights are written.
-      _report(pending, config, schedule, writer, progress, batches)
-      pending = None
-      # After next(batches) of this step and before that of the following: the position is part of the checkpoint.
-      checkpoints.save(done, state, batches, info)
-    if stop.raised:
-      break
-  checkpoints.wait()
-  checkpoints.close()
+  try:
+    for step in range(start, config.total_steps):
+      arrays = pending_first if pending_first is not None else next(batches)
+      pending_first = None
+      batch = sharding.shard_batch(Batch.from_dict(arrays), mesh)
+      state, metrics = step_fn(state, prepared.frozen, batch)
+      done = step + 1
+      # Last step's numbers: reading this step's would make the host wait for the device.
+      if pending is not None:
+        _report(pending, config, schedule, writer, progress, batches)
+      pending = (done, metrics)
+      if done % config.checkpoint_period == 0 or done == config.total_steps or stop.raised:
+        # A loss that is not finite must be seen before its weights are written.
+        _report(pending, config, schedule, writer, progress, batches)
+        pending = None
+        # After this step's next(batches), before the following one's: the position is saved too.
+        checkpoints.save(done, state, batches, info)
+      if stop.raised:
+        break
+  finally:
+    # Also after an error: a checkpoint that is being written is completed.
+    checkpoints.wait()
+    checkpoints.close()
+    writer.close()
+    stop.restore()
   setup.write_text(model_dir / "memory.json", json.dumps(step_fn.memory) + "\n")
-  writer.close()
-  stop.restore()
   finished = done >= config.total_steps
   if not finished:
     progress.note(f"stopped by SIGTERM after step {done}; run the same command again to resume")

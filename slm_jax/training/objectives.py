@@ -108,7 +108,7 @@ class SpeechEncoderObjective:
     return {"speech_encoder": variables["params"]}
 
   def loss(self, params, batch, rng, *, train=True):
-    encoded = self.model.apply(
+    encoded: Any = self.model.apply(
       {"params": params["speech_encoder"]},
       batch.audio,
       batch.audio_lengths,
@@ -120,9 +120,9 @@ class SpeechEncoderObjective:
     losses = ctc_loss(encoded.ctc_logits, encoded.mask, labels, real)
     loss = losses.sum()
     if self.character_table is not None:
-      # No more characters than frames can be aligned, so no longer labels are needed.
+      # One more than there are frames, so that a text too long to align is seen to be.
       characters, is_real = character_labels(
-        self.character_table, labels, real, encoded.mask.shape[1]
+        self.character_table, labels, real, encoded.mask.shape[1] + 1
       )
       middle = encoded.intermediate_ctc_logits
       loss = 0.5 * loss + 0.5 * ctc_loss(middle, encoded.mask, characters, is_real).sum()
