@@ -4,8 +4,8 @@ import argparse
 import importlib
 import os
 import sys
-from pathlib import Path
 
+from slm_jax.cache import default_cache_dir
 from slm_jax.errors import UserError
 
 MODES = {
@@ -53,15 +53,10 @@ def parse(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, list[str
   return flags, bindings
 
 
-def cache_dir() -> Path:
-  """Where caches live: $SLM_JAX_CACHE_DIR, by default ~/.cache/slm_jax."""
-  return Path(os.environ.get("SLM_JAX_CACHE_DIR", Path.home() / ".cache" / "slm_jax"))
-
-
 def _quiet_environment() -> None:
   """Set before JAX and TensorFlow are imported: compilations are kept between runs, and TF says only errors."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import seqio
 
+from slm_jax.cache import default_cache_dir
 from slm_jax.data import seqio_cache
 from slm_jax.errors import UserError
 
@@ -15,7 +16,7 @@ def set_directories(tfds_data_dir: str | None, cache_dirs: str) -> None:
   if tfds_data_dir:
     seqio.set_tfds_data_dir_override(tfds_data_dir)
   extra = [folder for folder in cache_dirs.split(",") if folder]
-  seqio.set_global_cache_dirs([str(seqio_cache.default_cache_dir()), *extra])
+  seqio.set_global_cache_dirs([str(default_cache_dir()), *extra])
 
 
 def load_module(module: str) -> None:
@@ -57,7 +58,7 @@ def fill_caches(name: str, *, num_processes: int) -> None:
   A cache in the default folder is made again when its task's data have changed since; one in any other folder is
   the user's own and is used as it stands.
   """
-  own = seqio_cache.default_cache_dir()
+  own = default_cache_dir()
   for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
     if not task.requires_caching:
       continue

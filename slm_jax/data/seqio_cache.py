@@ -24,6 +24,7 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
+from slm_jax.cache import default_cache_dir
 from slm_jax.data.example_source import Example, ExampleSource
 from slm_jax.errors import UserError
 
@@ -32,11 +33,6 @@ MANIFEST = "manifest.json"
 # completed.
 SHARD_NOTES = "shards"
 SECONDS_BETWEEN_LINES = 5.0
-
-
-def default_cache_dir() -> Path:
-  """`$SLM_JAX_CACHE_DIR`, or ~/.cache/slm_jax."""
-  return Path(os.environ.get("SLM_JAX_CACHE_DIR", "~/.cache/slm_jax")).expanduser()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
