@@ -25,10 +25,10 @@ add_speech_task(
   instructions=False,
 )
 add_speech_task(
-  "mini_asr", MiniSpeechSource("repeat", {"train": 3_000, "validation": 160}, seed=3), VOCABULARY
+  "mini_asr", MiniSpeechSource("repeat", {"train": 10_000, "validation": 160}, seed=3), VOCABULARY
 )
 add_speech_task(
-  "mini_ast", MiniSpeechSource("translate", {"train": 3_000, "validation": 160}, seed=4), VOCABULARY
+  "mini_ast", MiniSpeechSource("translate", {"train": 10_000, "validation": 160}, seed=4), VOCABULARY
 )
 add_speech_task(
   "mini_question", MiniSpeechSource("question", {"validation": 160}, seed=5), VOCABULARY
