@@ -20,7 +20,7 @@ setup(
   package_data={"slm_jax": ["assets/**/*", "data/mini_world/*.tsv"]},
   python_requires=">=3.11",
   install_requires=[
-    "absl-py>=2.1",
+    "etils>=1.7",
     "flax>=0.12",
     "gin-config>=0.5",
     "jax>=0.8",

@@ -9,8 +9,6 @@ from flax import traverse_util
 
 from slm_jax.errors import UserError
 
-Flat = dict[str, object]
-
 
 def flatten(tree: Mapping) -> dict:
   """Nested dicts of leaves -> `{"a/b/c": leaf}`, sorted by path."""
