@@ -28,7 +28,9 @@ add_speech_task(
   "mini_asr", MiniSpeechSource("repeat", {"train": 10_000, "validation": 160}, seed=3), VOCABULARY
 )
 add_speech_task(
-  "mini_ast", MiniSpeechSource("translate", {"train": 10_000, "validation": 160}, seed=4), VOCABULARY
+  "mini_ast",
+  MiniSpeechSource("translate", {"train": 10_000, "validation": 160}, seed=4),
+  VOCABULARY,
 )
 add_speech_task(
   "mini_question", MiniSpeechSource("question", {"validation": 160}, seed=5), VOCABULARY
