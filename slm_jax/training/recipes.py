@@ -43,6 +43,8 @@ class Built:
   # Last touch to freshly initialised trained parameters, given everything.
   finish: Callable[[dict, dict], dict]
   tokenizer: Any
+  # Pieces of the speech encoder's CTC head, where there is one.
+  ctc_tokenizer: Any = None
 
 
 def _unchanged(fresh: dict, loaded: dict) -> dict:
@@ -80,7 +82,14 @@ class AdapterRecipe:
       return {**fresh, "adapter": scale_output_norm(fresh["adapter"], embedding)}
 
     loaded = {"speech_encoder": encoder.params, "language_model": lm.params}
-    return Built(SLMObjective(SLM(config)), self.trainable, loaded, finish, lm.tokenizer)
+    return Built(
+      SLMObjective(SLM(config)),
+      self.trainable,
+      loaded,
+      finish,
+      lm.tokenizer,
+      encoder.tokenizer,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

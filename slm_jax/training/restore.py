@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from slm_jax import interop
 from slm_jax.errors import UserError
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.training import parameters
 from slm_jax.training.objectives import SLMObjective
-from slm_jax.training.recipes import AdapterRecipe, resolve_path
+from slm_jax.training.recipes import AdapterRecipe
 
 PREFIX = "checkpoint_"
 
@@ -55,23 +54,19 @@ def load_speech_language_model(
   folder = checkpoint_folder(model_dir, step)
   built = recipe.build()
   trained = restore_trained(folder)
-  params = {**built.loaded}
   frozen = parameters.flatten(built.loaded)
   for path in parameters.flatten(trained):
     frozen.pop(path, None)
   check_fingerprints(folder, frozen)
-  params = parameters.merge(trained, params)
+  params = parameters.merge(trained, built.loaded)
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
-  encoder = interop.load_speech_encoder(
-    resolve_path(recipe.speech_encoder), dtype=recipe.frozen_dtype
-  )
   return (
     SpeechLanguageModel(
       model=model,
       params=jax.tree.map(jax.numpy.asarray, params),
       tokenizer=built.tokenizer,
-      ctc_tokenizer=encoder.tokenizer,
+      ctc_tokenizer=built.ctc_tokenizer,
       max_samples=max_samples,
     ),
     int(folder.name.removeprefix(PREFIX)),
