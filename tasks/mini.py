@@ -20,7 +20,7 @@ add_text_task(
 )
 add_speech_task(
   "mini_ctc",
-  MiniSpeechSource("transcribe", {"train": 24_000, "validation": 400}, seed=2),
+  MiniSpeechSource("transcribe", {"train": 48_000, "validation": 400}, seed=2),
   VOCABULARY,
   instructions=False,
 )

@@ -42,7 +42,8 @@ class MiniSpeechSource(ExampleSource):
   * question: the instruction is a question about the sentence.
 
   Languages take turns. "train" uses the training patterns, names and voices, every other split the
-  held-out ones alone. Utterances longer than `max_samples` are dropped and counted, never cut.
+  held-out ones alone. Training voices are varied further (see `voice_variation`), the others left
+  as they are. Utterances longer than `max_samples` are dropped and counted, never cut.
   """
 
   fields = dict.fromkeys(("audio", *(f.name for f in dataclasses.fields(Utterance))), tf.string)
@@ -111,7 +112,11 @@ class MiniSpeechSource(ExampleSource):
       utterance = self.utterance(split, index)
       rng = self._rng(split, index, "sound")
       samples, rate = synthesizer.synthesize(
-        utterance.transcript, utterance.language, utterance.voice, int(rng.integers(2**31))
+        utterance.transcript,
+        utterance.language,
+        utterance.voice,
+        int(rng.integers(2**31)),
+        vary=split == "train",
       )
       audio = augment(samples, rate, rng, self.augmentation)
       if len(audio) > self.max_samples:
@@ -127,6 +132,7 @@ class MiniSpeechSource(ExampleSource):
       "max_samples": self.max_samples,
       "augmentation": dataclasses.asdict(self.augmentation),
       "synthesizer": self.synthesizer.__name__,
+      "varied_voices": ["train"],
       "probes": [
         dataclasses.asdict(self.utterance(split, index))
         for split, count in self.num_candidates.items()

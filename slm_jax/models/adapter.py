@@ -3,6 +3,10 @@
 Length reduction, a projection to the LM's width, pre-norm transformer layers, and a final RMS norm whose scale starts
 at the RMS of the LM's token embedding, so that speech enters the LM as loud as text does (SLM §3, width and FFN are
 not published; see `docs/decisions.md`).
+
+With `ctc_embeddings` each frame also brings the LM embedding that the encoder's CTC head expects there (LegoSLM,
+arXiv:2505.11352), and the fresh adapter passes exactly that on: training starts from what CTC recognised and learns
+what CTC got wrong, instead of learning the lexicon.
 """
 
 import dataclasses
@@ -27,6 +31,8 @@ class AdapterConfig:
   length_reduction: LengthReductionConfig
   dropout_rate: float = 0.0
   dtype: str = "float32"
+  # Needs an encoder whose CTC classes are the LM's tokens, the blank in place of padding.
+  ctc_embeddings: bool = False
 
   def __post_init__(self):
     if self.head_dim % 2:
@@ -47,8 +53,28 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   )
 
 
-def _dense(features: int, axes: tuple[str, str], dtype: str, name: str) -> nn.Dense:
-  kernel_init = nn.with_logical_partitioning(_init, axes)
+def expected_embedding(ctc_logits: jax.Array, token_embedding: jax.Array) -> jax.Array:
+  """Mean of the token embeddings under the CTC posterior, the blank's being 0 (arXiv:2505.11352).
+
+  ctc_logits [B, T, V], class 0 the blank; token_embedding [V or more, D] -> [B, T, D].
+  """
+  posterior = jax.nn.softmax(ctc_logits.astype(jnp.float32), axis=-1)[..., 1:]
+  return posterior.astype(token_embedding.dtype) @ token_embedding[1 : ctc_logits.shape[-1]]
+
+
+def _pass_on_embedding(group: int):
+  """Initialiser of a kernel [group * (E + D), D]: the output is the mean of the group's D-wide ends."""
+
+  def init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+    del key
+    frame = jnp.eye(shape[0] // group, shape[1], shape[1] - shape[0] // group, dtype)
+    return jnp.tile(frame, (group, 1)) / group
+
+  return init
+
+
+def _dense(features: int, axes: tuple[str, str], dtype: str, name: str, init=_init) -> nn.Dense:
+  kernel_init = nn.with_logical_partitioning(init, axes)
   return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
@@ -67,6 +93,8 @@ class AdapterLayer(nn.Module):
     """x [B, T, D], mask bool [B, T] (True = real) -> [B, T, D]."""
     cfg, width = self.config, x.shape[-1]
     dropout = nn.Dropout(cfg.dropout_rate, deterministic=not train)
+    # A residual branch that starts at 0 leaves the CTC embeddings as they are.
+    last = nn.initializers.zeros if cfg.ctc_embeddings else _init
     joined = cfg.num_heads * cfg.head_dim
     positions = jnp.arange(x.shape[1])
 
@@ -83,12 +111,12 @@ class AdapterLayer(nn.Module):
     scores = jnp.where(mask[:, None, None, :], scores, -1e9)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     y = jnp.einsum("BNTS,BSNH->BTNH", weights, v).reshape(*x.shape[:2], joined)
-    x = x + dropout(_dense(width, ("joined_kv", "embed"), cfg.dtype, "out")(y))
+    x = x + dropout(_dense(width, ("joined_kv", "embed"), cfg.dtype, "out", last)(y))
 
     y = _norm(cfg.dtype, "mlp_norm")(x)
     gate = nn.gelu(_dense(cfg.mlp_dim, ("embed", "mlp"), cfg.dtype, "wi_0")(y))
     y = gate * _dense(cfg.mlp_dim, ("embed", "mlp"), cfg.dtype, "wi_1")(y)
-    return x + dropout(_dense(width, ("mlp", "embed"), cfg.dtype, "wo")(y))
+    return x + dropout(_dense(width, ("mlp", "embed"), cfg.dtype, "wo", last)(y))
 
 
 class Adapter(nn.Module):
@@ -103,14 +131,37 @@ class Adapter(nn.Module):
     frames: jax.Array,
     mask: jax.Array,
     ctc_logits: jax.Array | None = None,
+    token_embedding: jax.Array | None = None,
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """frames [B, T, E], mask bool [B, T], ctc_logits [B, T, V] or None -> ([B, T', D], mask bool [B, T'])."""
-    cfg = self.config
+    """Adapts.
+
+    Args:
+      frames: [B, T, E].
+      mask: bool [B, T], True = real.
+      ctc_logits: [B, T, V] or None; needed by the CTC kinds of length reduction and `ctc_embeddings`.
+      token_embedding: the LM's, [V or more, D]; needed by `ctc_embeddings`.
+      train: turns on dropout and random length reduction.
+
+    Returns:
+      ([B, T', D], mask bool [B, T']).
+
+    Raises:
+      ValueError: `ctc_embeddings` without logits.
+    """
+    cfg, projection_init = self.config, _init
+    if cfg.ctc_embeddings:
+      if ctc_logits is None or token_embedding is None:
+        raise ValueError("ctc_embeddings=True needs CTC logits, but the encoder has no CTC head")
+      expected = expected_embedding(ctc_logits, token_embedding)
+      frames = jnp.concatenate([frames, expected.astype(frames.dtype)], axis=-1)
+      group = cfg.length_reduction.output_dim(1)
+      projection_init = _pass_on_embedding(group)
     reduction = LengthReduction(cfg.length_reduction, name="length_reduction")
     x, mask = reduction(frames, mask, ctc_logits, train=train)
-    x = _dense(self.output_dim, ("frames_in", "embed"), cfg.dtype, "projection")(x)
+    axes = ("frames_in", "embed")
+    x = _dense(self.output_dim, axes, cfg.dtype, "projection", projection_init)(x)
     for index in range(cfg.num_layers):
       x = AdapterLayer(cfg, name=f"layer_{index}")(x, mask, train=train)
     return _norm(cfg.dtype, "output_norm")(x) * mask[..., None], mask

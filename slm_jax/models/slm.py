@@ -65,8 +65,9 @@ class SLM(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """audio int16 [B, S], lengths [B], prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
     encoded = self.speech_encoder(audio, lengths, train=train)
+    table = self.language_model.token_table() if self.config.adapter.ctc_embeddings else None
     speech, speech_mask = self.adapter(
-      encoded.frames, encoded.mask, encoded.ctc_logits, train=train
+      encoded.frames, encoded.mask, encoded.ctc_logits, table, train=train
     )
     text = self.language_model.embed(prompt)
     parts = (speech, speech_mask), (text, prompt != self.config.language_model.pad_id)

@@ -60,22 +60,22 @@ def _buckets(cfg: T5Config, query: jax.Array, key: jax.Array, *, bidirectional: 
 
 
 class TokenEmbedder(nn.Module):
-  """Token embedding, looked up by gather."""
+  """Token embedding `table` [V, D], looked up by gather."""
 
   config: T5Config
 
   def setup(self):
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
     shape = (self.config.vocab_size, self.config.emb_dim)
-    self._table = cast(jax.Array, self.param("embedding", init, shape))
+    self.table = cast(jax.Array, self.param("embedding", init, shape))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
-    return jnp.take(self._table, tokens, axis=0).astype(self.config.dtype)
+    return jnp.take(self.table, tokens, axis=0).astype(self.config.dtype)
 
   def attend(self, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> products with every embedding, fp32 [..., V]."""
-    embedding = self._table.astype(hidden.dtype)
+    embedding = self.table.astype(hidden.dtype)
     return jnp.einsum("...D,VD->...V", hidden, embedding, preferred_element_type=jnp.float32)
 
 
@@ -171,6 +171,10 @@ class T5(nn.Module):
   def embed(self, tokens: jax.Array) -> jax.Array:
     """tokens int32 [B, T] -> [B, T, D]."""
     return self.token_embedder(tokens)
+
+  def token_table(self) -> jax.Array:
+    """The token embedding [V, D]."""
+    return self.token_embedder.table
 
   def encode(self, embeddings: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
     """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count holes too."""

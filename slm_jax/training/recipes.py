@@ -69,6 +69,8 @@ class AdapterRecipe:
       resolve_path(self.speech_encoder), dtype=self.frozen_dtype
     )
     lm = interop.load_language_model(resolve_path(self.language_model), dtype=self.frozen_dtype)
+    if self.adapter.ctc_embeddings:
+      _check_same_pieces(encoder, lm, self)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
     config = SLMConfig(
       speech_encoder=dataclasses.replace(encoder.config, dropout_rate=0.0, spec_augment=None),
@@ -89,6 +91,19 @@ class AdapterRecipe:
       finish,
       lm.tokenizer,
       encoder.tokenizer,
+    )
+
+
+def _check_same_pieces(encoder, lm, recipe: AdapterRecipe) -> None:
+  """Raises UserError unless the encoder's CTC classes are the LM's tokens."""
+  ours, theirs = (
+    None if model.tokenizer is None else model.tokenizer.serialized_model_proto()
+    for model in (encoder, lm)
+  )
+  if not encoder.config.vocab_size or ours is None or ours != theirs:
+    raise UserError(
+      f"AdapterConfig.ctc_embeddings=True needs a CTC head over the LM's own pieces, and {recipe.speech_encoder} "
+      f"and {recipe.language_model} do not share a spiece.model; set it to False"
     )
 
 

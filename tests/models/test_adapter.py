@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.models.adapter import Adapter, AdapterConfig, rotate, scale_output_norm
+from slm_jax.models.adapter import (
+  Adapter,
+  AdapterConfig,
+  expected_embedding,
+  rotate,
+  scale_output_norm,
+)
 from slm_jax.models.length_reduction import LengthReductionConfig
 
 CONFIG = AdapterConfig(
@@ -118,6 +124,55 @@ def test_dropout_acts_in_training_only():
   np.testing.assert_array_equal(still, again)
   trained, _ = module.apply(params, x, mask, train=True, rngs={"dropout": jax.random.key(0)})
   assert not np.allclose(still, trained)
+
+
+def ctc_embedding_run(kind="drop", factor=1, **change):
+  reduction = LengthReductionConfig(kind=kind, factor=factor)
+  config = dataclasses.replace(CONFIG, ctc_embeddings=True, length_reduction=reduction, **change)
+  frames, table = (
+    jax.random.normal(jax.random.key(k), s) for k, s in ((1, (2, 6, 5)), (2, (9, 16)))
+  )
+  tokens = jnp.array([[3, 7, 1, 8, 2, 4], [5, 5, 6, 3, 3, 1]])
+  inputs = frames, jnp.ones((2, 6), bool), 1e3 * jax.nn.one_hot(tokens, 9), table
+  module = Adapter(config, output_dim=16)
+  return module, unboxed(module.init(jax.random.key(0), *inputs)), inputs, tokens
+
+
+def normalised(x):
+  return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("drop", 1), ("mean", 2), ("stack", 2), ("stack", 3)])
+def test_a_fresh_adapter_passes_on_what_ctc_is_certain_of(kind, factor):
+  module, params, inputs, tokens = ctc_embedding_run(kind, factor)
+  out, _ = module.apply(params, *inputs)
+  read = np.asarray(inputs[-1])[np.asarray(tokens)].reshape(2, 6 // factor, factor, 16).mean(axis=2)
+  np.testing.assert_allclose(out, normalised(read), atol=1e-5)
+
+
+def test_a_blank_frame_brings_no_embedding():
+  table = jax.random.normal(jax.random.key(0), (9, 16))
+  logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25] + [1e-9] * 6, [1.0] + [1e-9] * 8]]))
+  expected = np.asarray(expected_embedding(logits, table))
+  np.testing.assert_allclose(expected[0, 0], 0.25 * (table[1] + table[2]), atol=1e-5)
+  np.testing.assert_allclose(expected[0, 1], 0, atol=1e-5)
+
+
+def test_every_parameter_but_those_behind_a_zero_learns_from_the_first_step():
+  module, params, inputs, _ = ctc_embedding_run()
+  weight = jax.random.normal(jax.random.key(3), (16,))
+  gradient = jax.grad(lambda p: (module.apply(p, *inputs)[0] @ weight).sum())(params)["params"]
+  for path in (("projection", "kernel"), ("layer_0", "wo", "kernel"), ("layer_0", "out", "kernel")):
+    leaf = gradient
+    for name in path:
+      leaf = leaf[name]
+    assert np.any(np.asarray(leaf) != 0), path
+
+
+def test_ctc_embeddings_without_a_ctc_head_are_refused():
+  module, params, inputs, _ = ctc_embedding_run()
+  with pytest.raises(ValueError, match="ctc_embeddings=True"):
+    module.apply(params, *inputs[:2])
 
 
 def test_odd_head_width_is_refused():
