@@ -1,8 +1,8 @@
 """New speakers from an espeak-ng voice variant: another vocal tract, another pitch.
 
-The variants that espeak-ng comes with are a few dozen; a recogniser that has heard only those does not carry over to one
-whose formants lie elsewhere. A variant file (espeak-ng, docs/voices.md) gives formants and pitch as lines of numbers, so
-that a speaker of one's own is a matter of scaling them.
+espeak-ng comes with a few dozen variants; a recogniser that has heard only those does not carry over to one whose
+formants lie elsewhere. A variant's file gives formants and pitch as lines of numbers (espeak-ng, docs/voices.md), so
+scaling them makes a speaker of one's own.
 """
 
 import numpy as np

@@ -1,5 +1,9 @@
 """The command line: modes, help, and mistakes as one line with status 2."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from slm_jax.cli.main import MODES, main
@@ -51,3 +55,23 @@ def test_mistakes_are_one_line_and_status_2(argv, names, capsys):
   assert error.startswith("slm_jax: error: ")
   for name in names:
     assert name in error
+
+
+def test_the_console_script_starts_again_on_huge_pages_once_and_keeps_a_setting_of_the_user_s():
+  report = (
+    "import os, sys; print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])\n"
+    "from slm_jax.cli import main\n"
+    "main._use_huge_pages(); print('after')"
+  )
+
+  def lines(**extra) -> list[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | extra
+    command = [sys.executable, "-c", report, "train", "--gin.NAME='a b'"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return run.stdout.splitlines()
+
+  arguments = """['train', "--gin.NAME='a b'"]"""
+  again = f"glibc.malloc.hugetlb=1 {arguments}"
+  assert lines()[-2:] == [again, "after"]
+  own = "glibc.malloc.arena_max=2"
+  assert lines(GLIBC_TUNABLES=own) == [f"{own} {arguments}", "after"]
