@@ -20,6 +20,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import sentencepiece  # noqa: E402
+from flax import linen as nn  # noqa: E402
 
 from slm_jax.interop.hf_t5 import save_language_model  # noqa: E402
 from slm_jax.interop.speech_encoder_folder import save_speech_encoder  # noqa: E402
@@ -64,8 +65,7 @@ TINY_LM = T5Config(
 
 
 def _random_params(module, *inputs) -> dict:
-  boxed = module.init(jax.random.key(0), *inputs)["params"]
-  return jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names"))
+  return nn.unbox(module.init(jax.random.key(0), *inputs)["params"])
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.errors import UserError
@@ -43,7 +44,7 @@ def prepare(
   key = jax.random.key(seed)
   boxed = jax.eval_shape(built.objective.init, key, abstract_batch(batch))
   shardings = parameters.flatten(sharding.parameter_shardings(boxed, mesh))
-  shapes = parameters.flatten(jax.tree.map(lambda x: x.value, boxed, is_leaf=_is_box))
+  shapes = parameters.flatten(nn.unbox(boxed))
   trained_paths, _ = (
     parameters.flatten(t) for t in parameters.split(parameters.unflatten(shapes), built.trainable)
   )
@@ -55,10 +56,7 @@ def prepare(
 
   @jax.jit
   def init_fresh():
-    tree = jax.tree.map(
-      lambda x: x.value, built.objective.init(key, _zeros(batch)), is_leaf=_is_box
-    )
-    flat = parameters.flatten(tree)
+    flat = parameters.flatten(nn.unbox(built.objective.init(key, _zeros(batch))))
     return {path: flat[path] for path in fresh_paths}
 
   fresh = parameters.flatten(built.finish(parameters.unflatten(init_fresh()), built.loaded))
@@ -84,10 +82,6 @@ def prepare(
     trained_count=parameters.count(trained),
     frozen_count=parameters.count(frozen) if frozen else 0,
   )
-
-
-def _is_box(x) -> bool:
-  return hasattr(x, "names")
 
 
 def _zeros(batch: Batch) -> Batch:

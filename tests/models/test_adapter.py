@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from slm_jax.models.adapter import (
   Adapter,
@@ -25,15 +26,11 @@ CONFIG = AdapterConfig(
 )
 
 
-def unboxed(boxed):
-  return jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names"))
-
-
 def run(config=CONFIG, batch=2, frames=8, width=6, output=16):
   x = jax.random.normal(jax.random.key(1), (batch, frames, width))
   mask = jnp.arange(frames) < jnp.array([[frames], [5]])
   module = Adapter(config, output_dim=output)
-  params = unboxed(module.init(jax.random.key(0), x, mask))
+  params = nn.unbox(module.init(jax.random.key(0), x, mask))
   return module, params, x, mask
 
 
@@ -52,7 +49,7 @@ def test_preset_of_the_paper_has_156_million_parameters():
     jnp.zeros((1, 8, 1536)),
     jnp.ones((1, 8), bool),
   )
-  total = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(unboxed(shapes)))
+  total = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(shapes)))
   assert 156.0e6 < total < 156.4e6
 
 
@@ -135,7 +132,7 @@ def ctc_embedding_run(kind="drop", factor=1, **change):
   tokens = jnp.array([[3, 7, 1, 8, 2, 4], [5, 5, 6, 3, 3, 1]])
   inputs = frames, jnp.ones((2, 6), bool), 1e3 * jax.nn.one_hot(tokens, 9), table
   module = Adapter(config, output_dim=16)
-  return module, unboxed(module.init(jax.random.key(0), *inputs)), inputs, tokens
+  return module, nn.unbox(module.init(jax.random.key(0), *inputs)), inputs, tokens
 
 
 def normalised(x):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.interop import load_language_model
@@ -56,7 +57,7 @@ def slm(tiny_bases):
     batch_size=3, num_samples=6000, prompt_length=5, target_length=6, vocab_size=64
   )
   boxed = jax.jit(built.objective.init)(jax.random.key(0), batch)
-  fresh = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names"))
+  fresh = nn.unbox(boxed)
   params = {**built.finish(fresh, built.loaded), **built.loaded}
   return built.objective.model, params, batch
 
