@@ -52,10 +52,12 @@ def _score(pretrain, digest: str, command: str) -> None:
     )
     encoder = interop.load_speech_encoder(folder, dtype="float32")
     table = pretraining.score_speech_encoder(encoder, examples, lengths["audio"])
+  started = pretrain.run.initial_checkpoint_path
   facts = {
     "made by": f"`{command}`",
     "data": f"`{name}` of the mini world, split `{dataset.split}`: no held-out pattern, name or voice",
-    "training": f"{pretrain.run.total_steps} steps of {dataset.batch_size}, seed {pretrain.run.random_seed}",
+    "training": f"{pretrain.run.total_steps} steps of {dataset.batch_size}, seed {pretrain.run.random_seed}"
+    + (f", from `{started}`" if started else ""),
     "scored on": f"`{name}`, split `{pretrain.score_split}`, greedy, the bf16 weights that are shipped",
     "model.safetensors SHA-256": f"`{digest}`",
     "licence": "Apache-2.0",
