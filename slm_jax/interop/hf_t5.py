@@ -40,8 +40,9 @@ def load_language_model(path: Path | str, *, dtype: str | None = None) -> Langua
   """Reads a T5, T5 1.1, mT5 or umT5 folder.
 
   Args:
-    path: folder with config.json, model.safetensors or shards with an index, and usually
-      spiece.model.
+    path: folder with config.json, model.safetensors or pytorch_model.bin (one file, or shards with
+      an index; safetensors first), and usually spiece.model. Of a .bin only tensors are read:
+      nothing in it can run.
     dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
       Computation is in fp32 unless `config.dtype` is replaced.
 
@@ -191,11 +192,7 @@ def _has_own_head(tensors: folders.TensorFolder) -> bool:
 def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:
   """config.json -> (config, whether the output is scaled as T5 1.0 does with a tied embedding)."""
   file = folder / folders.CONFIG_NAME
-  model_type = raw.get("model_type")
-  if model_type not in _ARCHITECTURES:
-    raise UserError(
-      f"{file}: model_type is {model_type!r}, expected one of {sorted(_ARCHITECTURES)}"
-    )
+  model_type = _model_type(raw, file)
   if missing := [name for name in _REQUIRED if not isinstance(raw.get(name), int)]:
     raise UserError(f"{file}: {missing[0]} is {raw.get(missing[0])!r}, expected a whole number")
   projection = raw.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
@@ -229,6 +226,21 @@ def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:
   except (ValueError, TypeError) as error:
     raise UserError(f"{file}: {error}") from error
   return config, bool(tied) and model_type != "mt5"
+
+
+def _model_type(raw: Mapping, file: Path) -> str:
+  """`model_type`, or where config.json has none, as umT5's, that of its `architectures`."""
+  model_type, architectures = raw.get("model_type"), raw.get("architectures")
+  if model_type is None:
+    for name, architecture in _ARCHITECTURES.items():
+      if architectures == [architecture]:
+        return name
+  if model_type not in _ARCHITECTURES:
+    raise UserError(
+      f"{file}: model_type is {model_type!r}, expected one of {sorted(_ARCHITECTURES)}; "
+      f"architectures is {architectures!r}"
+    )
+  return model_type
 
 
 def _from_config(cfg: T5Config, dtype: str) -> dict:

@@ -1,4 +1,7 @@
-"""Model folders in the Hugging Face layout: config.json, and safetensors in one file or in shards.
+"""Model folders in the Hugging Face layout: config.json, and weights in one file or in shards.
+
+Weights are written as safetensors, and read from safetensors or, where a folder has none, from
+`pytorch_model.bin`.
 
 Every defect of a folder is a one-line `UserError` that names the file and the tensor.
 """
@@ -15,9 +18,12 @@ import safetensors
 from safetensors.numpy import save
 
 from slm_jax.errors import UserError
+from slm_jax.interop.torch_file import TorchFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+TORCH_WEIGHTS_NAME = "pytorch_model.bin"
+TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "spiece.model"
 _FLOAT_TYPES = ("float32", "bfloat16", "float16")
@@ -33,13 +39,14 @@ class TensorFolder:
   def __init__(self, folder: Path | str):
     """Opens `folder`; raises UserError when it, its weights or a shard is missing or damaged."""
     self.folder = Path(folder)
-    self._file_of: dict[str, Path] = {}
+    self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
-    for file in _weight_files(self.folder):
-      for name, shape in _file_shapes(file).items():
+    for path in _weight_files(self.folder):
+      file = _open(path)
+      for name, shape in file.shapes.items():
         if name in self.shapes:
           raise UserError(
-            f"{self.folder}: tensor {name} is in {self._file_of[name].name} and {file.name}"
+            f"{self.folder}: tensor {name} is in {self._file_of[name].path.name} and {path.name}"
           )
         self.shapes[name] = shape
         self._file_of[name] = file
@@ -69,18 +76,23 @@ class TensorFolder:
       raise UserError(f"{self.folder}: {len(wrong)} tensors do not fit config.json: {_few(wrong)}")
 
   def read(self, name: str, dtype: str | None = None) -> np.ndarray:
-    """One float tensor, cast to `dtype` unless None; UserError if it holds NaN or infinity."""
-    with safetensors.safe_open(self._file_of[name], framework="numpy") as file:
-      array = file.get_tensor(name)
+    """One float tensor, cast to `dtype` unless None; UserError if it holds NaN or infinity.
+
+    A float64 tensor becomes float32, in which nothing may be infinite either.
+    """
+    file = self._file_of[name]
+    array = file.read(name)
+    if array.dtype == np.float64:
+      with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if array.dtype.name not in _FLOAT_TYPES:
       raise UserError(
-        f"{self._file_of[name]}: {name} is {array.dtype.name}, expected one of {list(_FLOAT_TYPES)}"
+        f"{file.path}: {name} is {array.dtype.name}, expected one of {list(_FLOAT_TYPES)}"
       )
     if not np.isfinite(array).all():
       bad = int((~np.isfinite(array)).sum())
       raise UserError(
-        f"{self._file_of[name]}: {name} holds {bad} values that are NaN or infinite; "
-        "the weights are damaged"
+        f"{file.path}: {name} holds {bad} values that are NaN or infinite; the weights are damaged"
       )
     return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -144,34 +156,60 @@ def write_bytes(path: Path, content: bytes) -> None:
     raise
 
 
+class _SafetensorsFile:
+  """One file of tensors, with the attributes and `read` of `TorchFile`."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    try:
+      with safetensors.safe_open(path, framework="numpy") as file:
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+
+  def read(self, name: str) -> np.ndarray:
+    with safetensors.safe_open(self.path, framework="numpy") as file:
+      return file.get_tensor(name)
+
+
+def _open(path: Path) -> _SafetensorsFile | TorchFile:
+  return TorchFile(path) if path.suffix == ".bin" else _SafetensorsFile(path)
+
+
 def _weight_files(folder: Path) -> list[Path]:
   if not folder.is_dir():
     raise UserError(f"model folder {folder} does not exist")
-  if (folder / WEIGHTS_NAME).is_file():
-    return [folder / WEIGHTS_NAME]
-  if not (folder / INDEX_NAME).is_file():
-    raise UserError(
-      f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}; "
-      "convert other weight formats to safetensors first"
-    )
-  weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
+  for name, index in ((WEIGHTS_NAME, INDEX_NAME), (TORCH_WEIGHTS_NAME, TORCH_INDEX_NAME)):
+    if (folder / name).is_file():
+      return [folder / name]
+    if (folder / index).is_file():
+      return _shards(folder / index)
+  raise UserError(
+    f"{folder} holds neither {WEIGHTS_NAME}, {INDEX_NAME}, {TORCH_WEIGHTS_NAME} nor "
+    f"{TORCH_INDEX_NAME}; convert other weight formats to safetensors first"
+  )
+
+
+def _shards(index: Path) -> list[Path]:
+  weight_map = _read_json_object(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
-    raise UserError(f"{folder / INDEX_NAME} has no weight_map")
-  files = [folder / name for name in sorted(set(weight_map.values()))]
+    raise UserError(f"{index} has no weight_map")
+  # A folder is read within its bounds, whoever wrote it.
+  if bad := [name for name in weight_map.values() if not _is_shard_name(name, index)]:
+    raise UserError(f"{index} names the shard {bad[0]!r}, expected a file name beside it")
+  files = [index.parent / name for name in sorted(set(weight_map.values()))]
   absent = [file.name for file in files if not file.is_file()]
   if absent:
     raise UserError(
-      f"{folder} lacks {len(absent)} of {len(files)} shards named by {INDEX_NAME}: {_few(absent)}"
+      f"{index.parent} lacks {len(absent)} of {len(files)} shards named by {index.name}: "
+      f"{_few(absent)}"
     )
   return files
 
 
-def _file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+def _is_shard_name(name: object, index: Path) -> bool:
+  suffix = ".bin" if index.name == TORCH_INDEX_NAME else ".safetensors"
+  return isinstance(name, str) and name == Path(name).name and name.endswith(suffix)
 
 
 def _read_json_object(path: Path) -> dict:
