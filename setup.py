@@ -28,6 +28,7 @@ setup(
     "librosa>=0.10",
     "matplotlib>=3.8",
     "ml-dtypes>=0.5",
+    "msgpack>=1.0.8",
     "numpy>=1.26",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
@@ -41,6 +42,7 @@ setup(
     "tensorboardX>=2.6",
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
+    "tensorstore>=0.1.71",
   ],
   extras_require={
     # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.
