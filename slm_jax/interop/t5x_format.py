@@ -151,9 +151,9 @@ def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict:
     },
   }
   path = f"{folder.resolve()}/{spec['kvstore']['path']}"
-  # Zeros would otherwise leave no chunk, and a missing chunk is what damage looks like.
-  options = {"kvstore": {"driver": "file", "path": path}, "store_data_equal_to_fill_value": True}
-  store = ts.open({**spec, **options}, create=True).result()
+  # Without a fill value in the metadata TensorStore writes chunks of zeros too, which a reader that
+  # takes a missing chunk for damage relies on.
+  store = ts.open({**spec, "kvstore": {"driver": "file", "path": path}}, create=True).result()
   store.write(np.ascontiguousarray(array)).result()
   return spec
 

@@ -135,6 +135,16 @@ def test_orbax_is_read(tmp_path, use_ocdbt, use_zarr3, dtype):
   assert_same(load_t5x_language_model(tmp_path, CONFIG).params, CONFIG, dtype)
 
 
+@pytest.mark.parametrize("use_zarr3", [True, False])
+def test_zeros_of_orbax_are_not_taken_for_missing_chunks(tmp_path, use_zarr3):
+  zeros = {name: np.zeros_like(array) for name, array in unscanned(CONFIG).items()}
+  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=use_zarr3)
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(tmp_path / "state", {"target": traverse_util.unflatten_dict(zeros, sep="/")})
+  params = load_t5x_language_model(tmp_path, CONFIG).params
+  assert not any(leaf.any() for leaf in jax.tree.leaves(params))
+
+
 def test_orbax_with_a_file_of_placeholders_is_read(tmp_path):
   entries = {}
   (tmp_path / "state").mkdir()
