@@ -13,7 +13,7 @@ from flax import linen as nn
 from slm_jax.models.ctc import BLANK_ID, pack_left, starts_of_runs
 
 FIXED_KINDS = ("drop", "random_drop", "stack", "mean", "conv")
-CTC_KINDS = ("ctc_blank", "ctc_collapse")
+CTC_KINDS = ("ctc_blank", "ctc_collapse", "ctc_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class LengthReductionConfig:
     ctc_blank: the frames that are not blank (arXiv:2306.07944).
     ctc_collapse: the mean of each run of frames of one class, the blank's included
       (arXiv:2102.01578 §3).
+    ctc_tokens: both, the mean of each run but the blank's: one frame for each token of the greedy
+      CTC text.
   """
 
   kind: str = "drop"
@@ -64,13 +66,23 @@ def group(x: jax.Array, factor: int) -> jax.Array:
   return x.reshape(x.shape[0], -1, factor, *x.shape[2:])
 
 
+def non_blank(mask: jax.Array, ctc_logits: jax.Array) -> jax.Array:
+  """Marks the real frames whose most probable class is not the blank.
+
+  An utterance of blanks alone keeps its least blank real frame: the LM is to see that there was
+  speech. mask bool [B, T], ctc_logits [B, T, V] -> bool [B, T].
+  """
+  keep = mask & (jnp.argmax(ctc_logits, axis=-1) != BLANK_ID)
+  blank = jax.nn.log_softmax(ctc_logits.astype(jnp.float32), axis=-1)[..., BLANK_ID]
+  least_blank = jnp.argmin(jnp.where(mask, blank, jnp.inf), axis=1)
+  fallback = mask & (jnp.arange(mask.shape[1])[None] == least_blank[:, None])
+  return jnp.where(keep.any(axis=1, keepdims=True), keep, fallback)
+
+
 def keep_non_blank(
   frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Drops frames whose most probable class is the blank.
-
-  An utterance of blanks alone keeps its least blank real frame: the LM is to see that there was
-  speech.
+  """Drops the frames that `non_blank` does not mark.
 
   Args:
     frames: [B, T, D].
@@ -81,11 +93,7 @@ def keep_non_blank(
   Returns:
     ([B, T', D] left-packed, 0 at padding; mask bool [B, T']; int32 [B], frames that did not fit).
   """
-  keep = mask & (jnp.argmax(ctc_logits, axis=-1) != BLANK_ID)
-  blank = jax.nn.log_softmax(ctc_logits.astype(jnp.float32), axis=-1)[..., BLANK_ID]
-  least_blank = jnp.argmin(jnp.where(mask, blank, jnp.inf), axis=1)
-  fallback = mask & (jnp.arange(mask.shape[1])[None] == least_blank[:, None])
-  keep = jnp.where(keep.any(axis=1, keepdims=True), keep, fallback)
+  keep = non_blank(mask, ctc_logits)
   packed, packed_mask = pack_left(frames, keep, size)
   return packed, packed_mask, jnp.maximum(keep.sum(axis=1) - size, 0)
 
@@ -97,8 +105,28 @@ def average_runs(
 
   Arguments and results as of `keep_non_blank`.
   """
-  starts = starts_of_runs(jnp.argmax(ctc_logits, axis=-1), mask)
-  run = jnp.cumsum(starts, axis=1) - 1  # [B, T], the index of the run a real frame is in
+  return _average(frames, mask, starts_of_runs(jnp.argmax(ctc_logits, axis=-1), mask), size)
+
+
+def average_tokens(
+  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Replaces each run of frames of one most probable class but the blank by its mean.
+
+  Arguments and results as of `keep_non_blank`.
+  """
+  keep = non_blank(mask, ctc_logits)
+  starts = keep & starts_of_runs(jnp.argmax(ctc_logits, axis=-1), mask)
+  # The one blank frame that stands for an utterance of blanks need not start its run.
+  alone = keep & ~starts.any(axis=1, keepdims=True)
+  return _average(frames, keep, starts | alone, size)
+
+
+def _average(
+  frames: jax.Array, mask: jax.Array, starts: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Means of the runs of marked frames, a run beginning at each of `starts`; results as above."""
+  run = jnp.cumsum(starts, axis=1) - 1  # [B, T], the index of the run a marked frame is in
   member = (run[:, None, :] == jnp.arange(size)[None, :, None]) & mask[:, None, :]  # [B, T', T]
   count = member.sum(axis=-1, keepdims=True)
   weights = member / jnp.maximum(count, 1).astype(frames.dtype)
@@ -146,8 +174,12 @@ class LengthReduction(nn.Module):
         raise ValueError(
           f"length reduction kind={cfg.kind!r} needs CTC logits, but the encoder has no CTC head"
         )
-      reduce = keep_non_blank if cfg.kind == "ctc_blank" else average_runs
-      size = cfg.output_length(frames.shape[1])
+      kinds = {
+        "ctc_blank": keep_non_blank,
+        "ctc_collapse": average_runs,
+        "ctc_tokens": average_tokens,
+      }
+      reduce, size = kinds[cfg.kind], cfg.output_length(frames.shape[1])
       frames, mask, lost = reduce(frames, mask, ctc_logits, size)
       self.sow("intermediates", "frames_lost", lost)
       return frames, mask

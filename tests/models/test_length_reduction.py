@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.length_reduction import (
   CTC_KINDS,
   FIXED_KINDS,
@@ -146,6 +147,31 @@ def test_ctc_collapse_matches_python(max_frames):
     assert mask[row].sum() == len(runs)
     for position, run in enumerate(runs):
       np.testing.assert_allclose(out[row, position], FRAMES[row, run].mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("max_frames", [1.0, 0.3])
+def test_ctc_tokens_matches_python(max_frames):
+  config = LengthReductionConfig(kind="ctc_tokens", max_frames=max_frames)
+  out, mask, sown = reduce(config)
+  size = config.output_length(11)
+  blank = np.asarray(jax.nn.log_softmax(LOGITS, axis=-1))[..., 0]
+  for row, length in enumerate(LENGTHS):
+    runs = [list(run) for _, run in itertools.groupby(range(length), lambda t: BEST[row, t])]  # noqa: B023
+    runs = [run for run in runs if BEST[row, run[0]]]
+    if not runs and length:
+      runs = [[int(np.argmin(blank[row, :length]))]]
+    assert int(sown["intermediates"]["frames_lost"][0][row]) == max(len(runs) - size, 0)
+    runs = runs[:size]
+    assert mask[row].sum() == len(runs)
+    for position, run in enumerate(runs):
+      np.testing.assert_allclose(out[row, position], FRAMES[row, run].mean(axis=0), atol=1e-6)
+
+
+def test_ctc_tokens_has_as_many_frames_as_the_greedy_text_has_tokens():
+  _, mask, _ = reduce(LengthReductionConfig(kind="ctc_tokens", max_frames=1.0))
+  _, counts = greedy_decode(LOGITS, MASK)
+  spoken = np.asarray(counts) > 0
+  np.testing.assert_array_equal(np.asarray(mask).sum(axis=1)[spoken], np.asarray(counts)[spoken])
 
 
 def test_kinds_that_need_logits_say_so():
