@@ -118,7 +118,7 @@ def _shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
   tokens = jnp.zeros((1, 2), jnp.int32)
   boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens == 0, tokens)
   flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")
-  return {name: leaf.shape for name, leaf in flat.items()}
+  return {name: leaf.shape for name, leaf in flat.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sources(cfg: T5Config, stored: Mapping[str, StoredArray]) -> dict[str, _Source]:

@@ -10,6 +10,8 @@ what CTC got wrong, instead of learning the lexicon.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,9 @@ def _pass_on_embedding(group: int):
   return init
 
 
-def _dense(features: int, axes: tuple[str, str], dtype: str, name: str, init=_init) -> nn.Dense:
+def _dense(
+  features: int, axes: tuple[str, str], dtype: str, name: str, init: Callable[..., Any] = _init
+) -> nn.Dense:
   kernel_init = nn.with_logical_partitioning(init, axes)
   return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name)
 
