@@ -25,11 +25,11 @@ add_speech_task(
   instructions=False,
 )
 add_speech_task(
-  "mini_asr", MiniSpeechSource("repeat", {"train": 10_000, "validation": 160}, seed=3), VOCABULARY
+  "mini_asr", MiniSpeechSource("repeat", {"train": 7_000, "validation": 160}, seed=3), VOCABULARY
 )
 add_speech_task(
   "mini_ast",
-  MiniSpeechSource("translate", {"train": 10_000, "validation": 160}, seed=4),
+  MiniSpeechSource("translate", {"train": 7_000, "validation": 160}, seed=4),
   VOCABULARY,
 )
 add_speech_task(
