@@ -22,9 +22,9 @@ RATE = 8_000
 
 
 class ToneSynthesizer:
-  """Speaks in tones, 10 ms a letter, the same for the same arguments."""
+  """Speaks in tones, 10 ms a letter, the same for the same arguments; has no voice to vary."""
 
-  def synthesize(self, text, language, voice, seed):
+  def synthesize(self, text, language, voice, seed, *, vary=False):
     time = np.arange(len(text) * RATE // 100) / RATE
     pitch = 200 + 50 * ord(text[0]) % 700 + seed % 100
     return (8_000 * np.sin(2 * np.pi * pitch * time)).astype(np.int16), RATE
