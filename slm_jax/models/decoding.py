@@ -1,76 +1,35 @@
 """Autoregressive decoding of T5 with a KV cache: greedy, sampling and beam search.
 
-B batch, S memory length, T new tokens at most, V vocab, K beams.
+B batch, S memory length, P prefix length, T new tokens at most, V vocab, K beams.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from slm_jax.models.t5 import T5, DecodingCache, T5Config
-
-# Marks a place in the beam that holds no sequence: below any sum of log-probabilities, yet finite.
-_NONE = -1.0e9
-
-# tokens int32 [B, K], their position int32 [], cache -> (logits fp32 [B, K, V], cache)
-Step = Callable[[jax.Array, jax.Array, DecodingCache], tuple[jax.Array, DecodingCache]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-  """How to choose tokens.
-
-  `temperature` 0 is greedy; above 0 tokens are drawn, after the `top_k` likeliest were kept (0 =
-  all), and of those the likeliest whose probabilities reach `top_p` together. `num_beams` above 1
-  is beam search, and sequences compete by log-probability / length**length_penalty.
-  """
-
-  max_new_tokens: int = 64
-  num_beams: int = 1
-  length_penalty: float = 1.0
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  seed: int = 0
-
-  def __post_init__(self):
-    for name in ("max_new_tokens", "num_beams"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-    if self.temperature < 0:
-      raise ValueError(f"temperature={self.temperature}: expected 0 (greedy) or more")
-    if self.top_k < 0:
-      raise ValueError(f"top_k={self.top_k}: expected 0 (all tokens) or more")
-    if not 0.0 < self.top_p <= 1.0:
-      raise ValueError(f"top_p={self.top_p}: expected a value in (0, 1]")
-    if self.num_beams > 1 and self.temperature > 0:
-      raise ValueError(
-        f"num_beams={self.num_beams} with temperature={self.temperature}: beams are not sampled; "
-        "set num_beams to 1 or temperature to 0"
-      )
-
-
-class GenerationResult(NamedTuple):
-  """ids int32 [B, T]: no start token, EOS kept, pad after it.
-
-  scores fp32 [B]: log-probability of the ids, EOS included, divided by their number to the power of
-  the length penalty.
-  """
-
-  ids: jax.Array
-  scores: jax.Array
+from slm_jax.models.beam_search import beam_search
+from slm_jax.models.generation_config import GenerationConfig, GenerationResult
+from slm_jax.models.sampling import sample
+from slm_jax.models.t5 import T5, T5Config
 
 
 def generate(
-  t5: T5, params: dict, memory: jax.Array, mask: jax.Array, config: GenerationConfig
+  t5: T5,
+  params: dict,
+  memory: jax.Array,
+  mask: jax.Array,
+  config: GenerationConfig,
+  *,
+  prefix: jax.Array | np.ndarray | None = None,
+  max_lengths: jax.Array | np.ndarray | None = None,
 ) -> GenerationResult:
-  """Decodes until every row has ended or has `max_new_tokens`.
+  """Decodes until every row has ended or has reached its limit.
 
-  Compiled once per shape and config; another seed needs no new compilation.
+  Compiled once per shape and config: another seed, prefix or limit needs no new compilation.
 
   Args:
     t5: the model.
@@ -78,218 +37,97 @@ def generate(
     memory: the encoder's output [B, S, D].
     mask: bool [B, S], True = real.
     config: how to choose tokens.
+    prefix: int32 [B, P], tokens that every row's output is made to begin with, without the start
+      token; rows are padded at the end with `pad_id` and may be of any length, 0 included. As with
+      Hugging Face's `decoder_input_ids`, limits, scores and the length penalty count the new
+      tokens alone, and an EOS within the prefix ends nothing; unlike there, the ids returned do
+      not repeat the prefix.
+    max_lengths: int32 [B], most new tokens of each row, 1 to `max_new_tokens` (default, and what
+      greater values on a device count as; values on the host are checked).
+
+  Raises:
+    ValueError: a shape, a type or a limit is not as above, or 2K is more than V.
   """
   if 2 * config.num_beams > t5.config.vocab_size:
     raise ValueError(
       f"num_beams={config.num_beams}: expected at most half of vocab_size={t5.config.vocab_size}"
     )
+  batch = memory.shape[0]
+  if prefix is None:
+    prefix = np.zeros((batch, 0), np.int32)
+  if prefix.ndim != 2 or prefix.shape[0] != batch or not np.issubdtype(prefix.dtype, np.integer):
+    raise ValueError(f"prefix is {prefix.dtype} {prefix.shape}: expected int32 [{batch}, P]")
+  if max_lengths is None:
+    max_lengths = np.full(batch, config.max_new_tokens, np.int32)
+  _check_limits(max_lengths, batch, config.max_new_tokens)
   unseeded = dataclasses.replace(config, seed=0)
-  return _generate(t5.config, unseeded, params, memory, mask, config.seed)
+  limits = jnp.asarray(max_lengths, jnp.int32)
+  prefix = jnp.asarray(prefix, jnp.int32)
+  return _generate(t5.config, unseeded, params, memory, mask, prefix, limits, config.seed)
+
+
+def _check_limits(max_lengths: jax.Array | np.ndarray, batch: int, most: int) -> None:
+  if max_lengths.shape != (batch,) or not np.issubdtype(max_lengths.dtype, np.integer):
+    raise ValueError(
+      f"max_lengths is {max_lengths.dtype} {max_lengths.shape}: expected int32 [{batch}]"
+    )
+  # Reading an array on a device would wait for it, and of one that is spread over hosts it cannot.
+  if isinstance(max_lengths, np.ndarray) and not ((max_lengths > 0) & (max_lengths <= most)).all():
+    raise ValueError(f"max_lengths={max_lengths}: expected 1 to max_new_tokens={most}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(t5_config: T5Config, config: GenerationConfig, params, memory, mask, seed):
-  t5, variables = T5(t5_config), {"params": params}
-  cache = t5.apply(
-    variables,
-    memory,
-    mask,
-    num_beams=config.num_beams,
-    length=config.max_new_tokens,
-    method="init_cache",
-  )
+def _generate(
+  t5_config: T5Config, config: GenerationConfig, params, memory, mask, prefix, limits, seed
+):
+  # Any: the type of what a method returns does not survive `apply`.
+  apply: Any = functools.partial(T5(t5_config).apply, {"params": params})
+  given, first = _given_tokens(prefix, t5_config.pad_id)
+  before = given.shape[1] - 1  # positions ahead of the token that is continued first
+  length = before + config.max_new_tokens
+  cache = apply(memory, mask, first, length=length, method="init_cache")
+  if before:
+    # Only the cache is wanted; nothing computes the logits of these positions.
+    _, cache = apply(given[:, None, :-1], 0, cache, mask, method="decode_step")
+  # Beams, and draws from the same row, begin alike.
+  beams = max(config.num_beams, config.num_return_sequences)
+  cache = cache._replace(tokens=jax.tree.map(lambda x: jnp.repeat(x, beams, 2), cache.tokens))
+  tokens = jnp.repeat(given[:, -1:], beams, axis=1)
 
   def step(tokens, index, cache):
-    return t5.apply(variables, tokens, index, cache, mask, method="decode_step")
+    logits, cache = apply(tokens[..., None], before + index, cache, mask, method="decode_step")
+    logits = logits[:, :, 0]  # [B, K, V]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    if config.min_new_tokens:
+      barred = jnp.arange(t5_config.vocab_size) == t5_config.eos_id
+      logits = jnp.where(barred & (index < config.min_new_tokens), -jnp.inf, logits)
+    return logits, log_z, cache
 
+  limits = jnp.clip(limits, 1, config.max_new_tokens)
   if config.num_beams > 1:
-    return _beam_search(step, cache, config, t5_config)  # pyright: ignore[reportArgumentType]
-  return _sample(step, cache, config, t5_config, jax.random.key(seed))  # pyright: ignore[reportArgumentType]
+    result = beam_search(step, cache, tokens, limits, config, t5_config)
+  else:
+    result = sample(step, cache, tokens, limits, config, t5_config, jax.random.key(seed))
+  if config.num_return_sequences == 1:
+    return GenerationResult(result.ids[:, 0], result.scores[:, 0])
+  return jax.tree.map(lambda x: x[:, : config.num_return_sequences], result)
 
 
-def _sample(
-  step: Step, cache: DecodingCache, config: GenerationConfig, model: T5Config, key: jax.Array
-) -> GenerationResult:
-  """One sequence per row, token by token."""
-  batch = cache.memory.key.shape[1]
+def _given_tokens(prefix: jax.Array, pad_id: int) -> tuple[jax.Array, jax.Array]:
+  """Moves the padding ahead of the start token, so that all rows go on at the same position.
 
-  class State(NamedTuple):
-    index: jax.Array  # [], position of the token that is chosen next
-    tokens: jax.Array  # [B], the last ones chosen
-    done: jax.Array  # bool [B], ended with EOS
-    ids: jax.Array  # [B, T]
-    lengths: jax.Array  # [B]
-    scores: jax.Array  # [B], sums of log-probabilities
-    cache: DecodingCache
-
-  def unfinished(state: State) -> jax.Array:
-    return (state.index < config.max_new_tokens) & ~state.done.all()
-
-  def extend(state: State) -> State:
-    logits, cache = step(state.tokens[:, None], state.index, state.cache)
-    logits = logits[:, 0]  # [B, V]
-    chosen = _choose(logits, config, jax.random.fold_in(key, state.index))
-    chosen_logits = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
-    log_prob = chosen_logits - jax.nn.logsumexp(logits, axis=-1)
-    tokens = jnp.where(state.done, model.pad_id, chosen)
-    return State(
-      index=state.index + 1,
-      tokens=tokens,
-      done=state.done | (tokens == model.eos_id),
-      ids=jax.lax.dynamic_update_slice(state.ids, tokens[:, None], (0, state.index)),
-      lengths=state.lengths + ~state.done,
-      scores=state.scores + jnp.where(state.done, 0.0, log_prob),
-      cache=cache,
-    )
-
-  start = jnp.full(batch, model.pad_id, jnp.int32)
-  state = State(
-    index=jnp.zeros((), jnp.int32),
-    tokens=start,
-    done=jnp.zeros(batch, bool),
-    ids=jnp.full((batch, config.max_new_tokens), model.pad_id, jnp.int32),
-    lengths=jnp.zeros(batch, jnp.int32),
-    scores=jnp.zeros(batch),
-    cache=cache,
-  )
-  state = jax.lax.while_loop(unfinished, extend, state)
-  lengths = state.lengths.astype(jnp.float32)
-  return GenerationResult(state.ids, state.scores / lengths**config.length_penalty)
-
-
-def _choose(logits: jax.Array, config: GenerationConfig, key: jax.Array) -> jax.Array:
-  """logits fp32 [B, V] -> tokens int32 [B]."""
-  if config.temperature == 0:
-    return logits.argmax(-1).astype(jnp.int32)
-  return jax.random.categorical(key, truncate(logits, config)).astype(jnp.int32)
-
-
-def truncate(logits: jax.Array, config: GenerationConfig) -> jax.Array:
-  """Tempers logits [B, V]; tokens outside top-k and nucleus (arXiv:1904.09751, §3.1) go to -inf."""
-  logits = logits / config.temperature
-  if 0 < config.top_k < logits.shape[-1]:
-    lowest = jax.lax.top_k(logits, config.top_k)[0][:, -1:]
-    logits = jnp.where(logits < lowest, -jnp.inf, logits)
-  if config.top_p < 1:
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    # A token stays if those ahead of it do not reach top_p; the first always does.
-    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < config.top_p
-    lowest = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
-    logits = jnp.where(logits < lowest, -jnp.inf, logits)
-  return logits
-
-
-class _Beams(NamedTuple):
-  """State of the beam search. A place without a sequence scores about `_NONE`."""
-
-  index: jax.Array  # [], position of the token that is chosen next
-  tokens: jax.Array  # [B, K], the last ones of the open sequences
-  open_ids: jax.Array  # [B, K, T]
-  open_scores: jax.Array  # [B, K], sums of log-probabilities, best first
-  ended_ids: jax.Array  # [B, K, T]
-  ended_scores: jax.Array  # [B, K], divided by the length penalty, best first
-  is_ended: jax.Array  # bool [B, K], the place holds a sequence
-  improvable: jax.Array  # bool [B], an open sequence may still beat an ended one
-  cache: DecodingCache
-
-
-def _beam_search(
-  step: Step, cache: DecodingCache, config: GenerationConfig, model: T5Config
-) -> GenerationResult:
-  """Beam search that keeps and stops as Hugging Face Transformers does with `early_stopping=False`.
-
-  At every step the 2K best continuations of a row are found. Those among the first K that end (by
-  EOS or by the length limit) compete for K places of ended sequences; the best K that do not end
-  stay open. A row is closed when K sequences have ended and the best open one, divided by its
-  present length's penalty, is behind the worst of them.
-  """
-  beams, limit = config.num_beams, config.max_new_tokens
-
-  def unfinished(state: _Beams) -> jax.Array:
-    return (state.index < limit) & state.improvable.any()
-
-  def extend(state: _Beams) -> _Beams:
-    logits, cache = step(state.tokens, state.index, state.cache)
-    scores, parents, tokens = _best_continuations(logits, state.open_scores)  # [B, 2K] each
-    ids = _pick(state.open_ids, parents)
-    ids = jax.lax.dynamic_update_slice(ids, tokens[..., None], (0, 0, state.index))
-    ends = (tokens == model.eos_id) | (state.index == limit - 1)
-
-    open_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _NONE, scores), beams)
-
-    length = (state.index + 1).astype(jnp.float32)
-    penalty = length**config.length_penalty
-    admitted = ends & (jnp.arange(2 * beams) < beams) & state.improvable[:, None]
-    merged_scores = jnp.concatenate(
-      [state.ended_scores, jnp.where(admitted, scores / penalty, _NONE)], axis=1
-    )
-    ended_scores, kept = jax.lax.top_k(merged_scores, beams)
-    ended_ids = _pick(jnp.concatenate([state.ended_ids, ids], axis=1), kept)
-    is_ended = _pick(jnp.concatenate([state.is_ended, admitted], axis=1), kept)
-
-    worst = jnp.where(is_ended.all(-1), ended_scores.min(-1), _NONE)
-    parent_of_open = _pick(parents, chosen)
-    return _Beams(
-      index=state.index + 1,
-      tokens=_pick(tokens, chosen),
-      open_ids=_pick(ids, chosen),
-      open_scores=open_scores,
-      ended_ids=ended_ids,
-      ended_scores=ended_scores,
-      is_ended=is_ended,
-      improvable=state.improvable & (open_scores[:, 0] / penalty > worst),
-      cache=cache._replace(
-        tokens=jax.tree.map(lambda x: _reorder(x, parent_of_open), cache.tokens)
-      ),
-    )
-
-  batch = cache.memory.key.shape[1]
-  ids = jnp.full((batch, beams, limit), model.pad_id, jnp.int32)
-  empty = jnp.full((batch, beams), _NONE)
-  state = _Beams(
-    index=jnp.zeros((), jnp.int32),
-    tokens=ids[:, :, 0],
-    open_ids=ids,
-    # All beams start alike; only the first may be continued, or they would stay alike.
-    open_scores=empty.at[:, 0].set(0.0),
-    ended_ids=ids,
-    ended_scores=empty,
-    is_ended=jnp.zeros((batch, beams), bool),
-    improvable=jnp.ones(batch, bool),
-    cache=cache,
-  )
-  state = jax.lax.while_loop(unfinished, extend, state)
-  return GenerationResult(state.ended_ids[:, 0], state.ended_scores[:, 0])
-
-
-def _best_continuations(
-  logits: jax.Array, open_scores: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The 2K best ways to continue, best first.
+  T5 knows relative positions only, so this changes nothing as long as attention skips the padding.
 
   Args:
-    logits: [B, K, V].
-    open_scores: sums of log-probabilities so far, [B, K].
+    prefix: int32 [B, P], padded at the end.
 
   Returns:
-    (scores, the beams they continue, their tokens), [B, 2K] each.
+    int32 [B, 1 + P]: padding, start token, prefix; and where the start token stands, int32 [B].
   """
-  batch, beams, vocab = logits.shape
-  # A row's best 2K are among the best 2K of each beam. On CPU top_k is fast in two dimensions only.
-  best, tokens = jax.lax.top_k(logits.reshape(-1, vocab), 2 * beams)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  log_probs = best.reshape(batch, beams, -1) - log_z[..., None] + open_scores[..., None]
-  scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), 2 * beams)
-  tokens = jnp.take_along_axis(tokens.reshape(batch, -1), flat, axis=1)
-  return scores, flat // (2 * beams), tokens
-
-
-def _pick(values: jax.Array, beams: jax.Array) -> jax.Array:
-  """values [B, M, …], beams int32 [B, K] -> [B, K, …]."""
-  return jnp.take_along_axis(values, beams.reshape(*beams.shape, *[1] * (values.ndim - 2)), axis=1)
-
-
-def _reorder(cache: jax.Array, beams: jax.Array) -> jax.Array:
-  """cache [L, B, K, T, N, H] -> the same, beam k of a row taken from its old beam beams[:, k]."""
-  return jnp.take_along_axis(cache, beams[None, :, :, None, None, None], axis=2)
+  width = prefix.shape[1]
+  lengths = jnp.max(jnp.where(prefix != pad_id, jnp.arange(1, width + 1), 0), axis=1, initial=0)
+  first = width - lengths
+  started = jnp.pad(prefix, ((0, 0), (1, 0)), constant_values=pad_id)
+  source = jnp.arange(width + 1) - first[:, None]
+  # Position 0 is the start token, and that is the padding token too.
+  return jnp.take_along_axis(started, jnp.maximum(source, 0), axis=1), first

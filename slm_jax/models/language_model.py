@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
 from slm_jax.models.t5 import T5, T5Config
@@ -59,22 +60,28 @@ class LanguageModel:
     tokens: jax.Array | None = None,
     embeddings: jax.Array | None = None,
     mask: jax.Array | None = None,
+    prefix: jax.Array | np.ndarray | None = None,
+    max_lengths: jax.Array | np.ndarray | None = None,
     **options,
   ) -> GenerationResult:
     """Encodes, then decodes.
 
     Args:
       tokens, embeddings, mask: as in `encode`.
+      prefix: int32 [B, P], what the output is made to begin with, as in `decoding.generate`.
+      max_lengths: int32 [B], most new tokens of each row, as in `decoding.generate`.
       **options: fields of `GenerationConfig`, e.g. max_new_tokens=64, num_beams=4,
         length_penalty=1.0.
 
     Returns:
-      ids int32 [B, max_new_tokens] (no start token, EOS kept, pad after it) and scores fp32 [B].
+      ids int32 [B, max_new_tokens] (no start token, no prefix, EOS kept, pad after it) and scores
+      fp32 [B]; with num_return_sequences=R above 1, [B, R, max_new_tokens] and [B, R], best first.
     """
     config = GenerationConfig(**options)
     mask = self._mask(tokens, embeddings, mask)
     memory = _encode(self.config, self._variables, tokens, embeddings, mask)
-    return generate(T5(self.config), self._variables["params"], memory, mask, config)
+    t5, params = T5(self.config), self._variables["params"]
+    return generate(t5, params, memory, mask, config, prefix=prefix, max_lengths=max_lengths)
 
   def _mask(self, tokens, embeddings, mask) -> jax.Array:
     if (tokens is None) == (embeddings is None):

@@ -2,7 +2,7 @@
 
 Parameter names are T5X's, with the layers of a stack stacked along a leading axis under `layers`.
 B batch, S source length, T target length, D model width, N heads, H head width, V vocab, L layers,
-K beams.
+K beams, M new tokens of each beam.
 """
 
 from typing import NamedTuple, cast
@@ -29,6 +29,8 @@ class DecodingCache(NamedTuple):
   memory: KeyValue
   # Keys and values of the tokens so far, [L, B, K, T, N, H].
   tokens: KeyValue
+  # Where a row's first token stands, int32 [B]; what is ahead of it is padding.
+  first: jax.Array
 
 
 def _stack(layer: type[nn.Module], cfg: T5Config, length: int, axes: dict[str, dict]) -> nn.Module:
@@ -116,7 +118,7 @@ class Decoder(nn.Module):
     axes = {
       "__call__": {"in_axes": (nn.broadcast,) * 5},
       "project_memory": {"in_axes": (nn.broadcast,)},
-      "step": {"in_axes": (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)},
+      "step": {"in_axes": (0, 0, *(nn.broadcast,) * 4)},
     }
     self.layers = _stack(DecoderLayer, cfg, cfg.num_decoder_layers, axes)
     self.decoder_norm = RMSNorm(cfg)
@@ -146,14 +148,17 @@ class Decoder(nn.Module):
     return self.layers.project_memory(None, memory)[1]
 
   def step(self, x, cache: DecodingCache, mask, index) -> tuple[jax.Array, DecodingCache]:
-    """x [B, K, D] at position `index`, mask bool [B, S] -> ([B, K, D], cache)."""
-    length = cache.tokens.key.shape[3]
-    position = _buckets(self.config, index[None], jnp.arange(length), bidirectional=False)
+    """x [B, K, M, D] from position `index` on, mask bool [B, S] -> ([B, K, M, D], cache)."""
+    keys = jnp.arange(cache.tokens.key.shape[3])
+    queries = index + jnp.arange(x.shape[2])
+    position = _buckets(self.config, queries, keys, bidirectional=False)
     if not self.config.per_layer_relpos:
       position = self.relpos_bias(position)
+    causal_mask = (queries[:, None] >= keys) & (keys >= cache.first[:, None, None])  # [B, M, T]
     layers = jnp.arange(self.config.num_decoder_layers)
+    mask = mask[:, None, None, :]
     (x, tokens), _ = self.layers.step(
-      (x, cache.tokens), layers, cache.memory, mask[:, None, None, :], position, index
+      (x, cache.tokens), layers, cache.memory, mask, causal_mask, position, index
     )
     return self.decoder_norm(x), cache._replace(tokens=tokens)
 
@@ -211,19 +216,22 @@ class T5(nn.Module):
     return self.logits(self.decode(memory, mask, decoder_input_tokens))
 
   def init_cache(
-    self, memory: jax.Array, mask: jax.Array, *, num_beams: int, length: int
+    self, memory: jax.Array, mask: jax.Array, first: jax.Array, *, length: int
   ) -> DecodingCache:
-    """A cache for `length` tokens of `num_beams` beams over memory [B, S, D], mask bool [B, S]."""
+    """A cache for `length` tokens of one beam over memory [B, S, D], mask bool [B, S].
+
+    `first`: int32 [B], as in `DecodingCache`. More beams: repeat `tokens` along their axis.
+    """
     cfg = self.config
-    shape = (cfg.num_decoder_layers, memory.shape[0], num_beams, length)
+    shape = (cfg.num_decoder_layers, memory.shape[0], 1, length)
     zeros = jnp.zeros((*shape, cfg.num_heads, cfg.head_dim), cfg.dtype)
     projected = self.decoder.project_memory(self._real(memory, mask))
-    return DecodingCache(projected, KeyValue(zeros, zeros))
+    return DecodingCache(projected, KeyValue(zeros, zeros), first)
 
   def decode_step(
     self, tokens: jax.Array, index: jax.Array, cache: DecodingCache, mask: jax.Array
   ) -> tuple[jax.Array, DecodingCache]:
-    """tokens int32 [B, K] at position `index` (int32 []) -> (logits fp32 [B, K, V], cache)."""
+    """tokens int32 [B, K, M] from position `index` (int32 []) on -> (fp32 [B, K, M, V], cache)."""
     hidden, cache = self.decoder.step(self.token_embedder(tokens), cache, mask, index)
     return self.logits(hidden), cache
 

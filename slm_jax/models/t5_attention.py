@@ -1,7 +1,8 @@
 """T5's multi-head attention: no bias terms, no scaling by the head width, relative positions added
 to the scores.
 
-B batch, S key length, T query length, D model width, N heads, H head width, L layers, K beams.
+B batch, S key length, T query length, D model width, N heads, H head width, L layers, K beams,
+M new tokens of each beam.
 """
 
 from typing import NamedTuple
@@ -86,34 +87,40 @@ class Attention(nn.Module):
     return self.attend(x, self.project(x), mask, bias, train=train)
 
   def step(
-    self, x: jax.Array, cache: KeyValue, layer: jax.Array, position: jax.Array, bias: jax.Array
+    self,
+    x: jax.Array,
+    cache: KeyValue,
+    layer: jax.Array,
+    position: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array,
   ) -> tuple[jax.Array, KeyValue]:
-    """Self-attention of one new token of every beam, over all tokens so far.
+    """Self-attention of the new tokens of every beam, over all tokens so far.
 
     Args:
-      x: [B, K, D].
+      x: [B, K, M, D].
       cache: of all layers, [L, B, K, T, N, H]; this layer's are read and extended.
       layer: int32 [], this layer's index.
-      position: int32 [], the new token's position in [0, T).
-      bias: [1, N, 1, T].
+      position: int32 [], the first new token's position; the last one's is below T.
+      mask: bool [B, M, T], True = may be attended to.
+      bias: [1, N, M, T].
 
     Returns:
-      ([B, K, D], the cache with the new key and value written at `position`).
+      ([B, K, M, D], the cache with the new keys and values written from `position` on).
     """
     new = self.project(x)
 
     def write(stack: jax.Array, entry: jax.Array) -> jax.Array:
-      entry = entry[None, :, :, None].astype(stack.dtype)
+      entry = entry[None].astype(stack.dtype)
       return jax.lax.dynamic_update_slice(stack, entry, (layer, 0, 0, position, 0, 0))
 
     cache = KeyValue(write(cache.key, new.key), write(cache.value, new.value))
     keys, values = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache)
     query = self._split(self.query(x))
-    scores = jnp.einsum("BKNH,BKTNH->BKNT", query, keys, preferred_element_type=jnp.float32)
-    written = jnp.arange(keys.shape[2]) <= position
-    weights = masked_softmax(scores, written, bias[:, None, :, 0]).astype(query.dtype)
-    y = jnp.einsum("BKNT,BKTNH->BKNH", weights, values)
-    return self.out(y.reshape(*x.shape[:2], -1)), cache
+    scores = jnp.einsum("BKMNH,BKTNH->BKNMT", query, keys, preferred_element_type=jnp.float32)
+    weights = masked_softmax(scores, mask[:, None, None], bias[:, None]).astype(query.dtype)
+    y = jnp.einsum("BKNMT,BKTNH->BKMNH", weights, values)
+    return self.out(y.reshape(*x.shape[:3], -1)), cache
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array, bias: jax.Array | None) -> jax.Array:

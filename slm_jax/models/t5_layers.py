@@ -125,16 +125,17 @@ class DecoderLayer(nn.Module):
     """memory [B, S, D] -> (None, this layer's keys and values of it [B, S, N, H])."""
     return carry, self.encoder_decoder_attention.project(memory)
 
-  def step(self, carry, layer, memory, mask, position, index) -> tuple[tuple, None]:
-    """One new token of every beam.
+  def step(self, carry, layer, memory, mask, causal_mask, position, index) -> tuple[tuple, None]:
+    """M new tokens of every beam.
 
     Args:
-      carry: (x [B, K, D], self-attention cache of all layers [L, B, K, T, N, H]).
+      carry: (x [B, K, M, D], self-attention cache of all layers [L, B, K, T, N, H]).
       layer: int32 [], this layer's index.
       memory: this layer's keys and values of the memory, [B, S, N, H]; shared by the beams.
       mask: bool [B, 1, 1, S].
-      position: the stack's bias [1, N, 1, T] or buckets [1, T].
-      index: int32 [], position of the new token.
+      causal_mask: bool [B, M, T].
+      position: the stack's bias [1, N, M, T] or buckets [M, T].
+      index: int32 [], position of the first new token.
 
     Returns:
       (carry, None).
@@ -142,10 +143,12 @@ class DecoderLayer(nn.Module):
     x, cache = carry
     bias = self.relpos_bias(position) if self.config.per_layer_relpos else position
     y, cache = self.self_attention.step(
-      self.pre_self_attention_layer_norm(x), cache, layer, index, bias
+      self.pre_self_attention_layer_norm(x), cache, layer, index, causal_mask, bias
     )
     x = x + y
-    x = x + self.encoder_decoder_attention.attend(
-      self.pre_cross_attention_layer_norm(x), memory, mask
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    y = self.encoder_decoder_attention.attend(
+      self.pre_cross_attention_layer_norm(flat), memory, mask
     )
+    x = x + y.reshape(x.shape)
     return (x + self.mlp(self.pre_mlp_layer_norm(x)), cache), None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from slm_jax.models import decoding
+from slm_jax.models import decoding, sampling
 from slm_jax.models.decoding import GenerationConfig, generate
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.t5 import T5, T5Config
@@ -70,16 +70,17 @@ def test_cached_steps_equal_the_whole_decoder(lm, memory, per_layer):
   whole = LanguageModel(config, params)
   tokens = RNG.integers(2, 64, (2, 4, LENGTH))  # two beams with nothing in common
 
-  cache = jax.jit(
-    lambda: t5.apply(variables, memory, MASK, num_beams=2, length=LENGTH, method="init_cache")
-  )()
+  cache = t5.apply(variables, memory, MASK, np.zeros(4), length=LENGTH, method="init_cache")
+  cache = cache._replace(tokens=jax.tree.map(lambda x: jnp.repeat(x, 2, axis=2), cache.tokens))
   step = jax.jit(lambda *inputs: t5.apply(variables, *inputs, MASK, method="decode_step"))
-  steps = []
-  for index in range(LENGTH):
-    logits, cache = step(tokens[:, :, index].T, jnp.int32(index), cache)
+  steps, index = [], 0
+  for size in (3, 1, 1, 3):
+    new = tokens[:, :, index : index + size].swapaxes(0, 1)
+    logits, cache = step(new, jnp.int32(index), cache)
     steps.append(logits)
+    index += size
   for beam in range(2):
-    cached = np.stack(steps, axis=1)[:, :, beam]
+    cached = np.concatenate(steps, axis=2)[:, beam]
     np.testing.assert_allclose(cached, whole.logits(memory, MASK, tokens[beam]), atol=2e-5)
 
 
@@ -164,7 +165,7 @@ def test_truncation_keeps_the_likeliest_tokens():
 
   def kept(**options) -> list[int]:
     config = GenerationConfig(temperature=1.0, **options)
-    return np.flatnonzero(np.isfinite(decoding.truncate(logits, config)[0])).tolist()
+    return np.flatnonzero(np.isfinite(sampling.truncate(logits, config)[0])).tolist()
 
   assert kept() == [0, 1, 2, 3, 4]
   assert kept(top_k=2) == [1, 3]
@@ -173,7 +174,7 @@ def test_truncation_keeps_the_likeliest_tokens():
   assert kept(top_p=0.71) == [1, 3, 4]
   # The nucleus is measured among the tokens that top-k left: 0.4 / 0.7 < 0.6.
   assert kept(top_k=2, top_p=0.55) == [1]
-  cooler = decoding.truncate(logits, GenerationConfig(temperature=0.5))
+  cooler = sampling.truncate(logits, GenerationConfig(temperature=0.5))
   np.testing.assert_allclose(cooler, 2 * logits, rtol=1e-6)
 
 
