@@ -12,6 +12,8 @@ import tensorstore as ts
 from flax import linen as nn
 from flax import traverse_util
 
+from slm_jax.interop.stored_parameter import map_all
+from slm_jax.interop.t5x_checkpoint import open_t5x_language_model
 from slm_jax.models.t5 import T5, T5Config
 
 # Every axis has a length of its own: 32 wide, 3 heads of 8, 4 buckets, 2 and 5 layers.
@@ -136,6 +138,13 @@ def write_legacy(folder: Path, leaves: dict, kvstore: dict | None = None, **chan
     entries[name] = spec_of(name, array, kvstore or {"driver": "gfile"})
   write_manifest(folder, entries, **changes)
   return entries
+
+
+def read_checkpoint(folder: Path, config: T5Config, dtype: str | None = None) -> dict:
+  """The parameters of a checkpoint, nested, as host arrays."""
+  _, parameters = open_t5x_language_model(folder, config, dtype=dtype)
+  arrays = map_all(lambda name, leaf: np.asarray(leaf), parameters)
+  return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def assert_same(params: dict, config: T5Config, dtype: str = "float32") -> None:

@@ -1,16 +1,18 @@
 """T5-family language models to and from Hugging Face folders."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder as folders
-from slm_jax.models.language_model import LanguageModel
-from slm_jax.models.t5 import T5Config
+from slm_jax.interop.safetensors_writer import write_tensors
+from slm_jax.interop.stored_parameter import StoredParameter
+from slm_jax.models.t5_config import T5Config
 
 _ARCHITECTURES = {
   "t5": "T5ForConditionalGeneration",
@@ -27,6 +29,7 @@ _ACTIVATIONS = {
 }
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _HEAD = "lm_head.weight"
+_COMPARED_ROWS = 4096
 # Files written by PyTorch repeat shared tensors under these names.
 _DUPLICATES = (
   "encoder.embed_tokens.weight",
@@ -36,19 +39,18 @@ _DUPLICATES = (
 )
 
 
-def load_language_model(path: Path | str, *, dtype: str | None = None) -> LanguageModel:
-  """Reads a T5, T5 1.1, mT5 or umT5 folder.
+def open_hf_language_model(
+  path: Path | str, *, dtype: str | None = None
+) -> tuple[T5Config, dict[str, StoredParameter]]:
+  """Config and parameters, by path, of a T5, T5 1.1, mT5 or umT5 folder; no weights are read yet.
 
   Args:
-    path: folder with config.json, model.safetensors or pytorch_model.bin (one file, or shards with
-      an index; safetensors first), and usually spiece.model. Of a .bin only tensors are read:
-      nothing in it can run.
+    path: folder with config.json and model.safetensors or pytorch_model.bin (one file, or shards
+      with an index; safetensors first). Of a .bin only tensors are read: nothing in it can run.
     dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
-      Computation is in fp32 unless `config.dtype` is replaced.
 
   Raises:
-    UserError: a file is missing or damaged, or a tensor is missing, surplus, mis-shaped or not
-      finite.
+    UserError: a file is missing or damaged, or a tensor is missing, surplus or mis-shaped.
   """
   folders.check_dtype(dtype)
   folder = Path(path)
@@ -58,12 +60,12 @@ def load_language_model(path: Path | str, *, dtype: str | None = None) -> Langua
   # A head of its own may stand beside the request to scale: the scale then moves into the head.
   tied = scaled and not _has_own_head(tensors)
   config = dataclasses.replace(config, logits_via_embedding=tied)
-  params = _read_params(tensors, config, dtype)
+  parameters = _stored_parameters(tensors, config, dtype)
   if scaled and not tied:
-    head = params["decoder"]["logits_dense"]
-    scale = np.float32(config.emb_dim**-0.5)
-    head["kernel"] = (head["kernel"].astype(np.float32) * scale).astype(head["kernel"].dtype)
-  return LanguageModel(config, params, folders.read_tokenizer(folder))
+    head = parameters["decoder/logits_dense/kernel"]
+    head = dataclasses.replace(head, scale=config.emb_dim**-0.5)
+    parameters["decoder/logits_dense/kernel"] = head
+  return config, parameters
 
 
 def save_language_model(
@@ -71,32 +73,93 @@ def save_language_model(
   config: T5Config,
   params: Mapping,
   tokenizer_model_path: Path | str | None = None,
+  *,
+  max_shard_bytes: int | None = None,
+  report: Callable[[int], None] | None = None,
 ) -> None:
   """Writes a folder that `load_language_model` and Hugging Face Transformers read.
 
   Args:
     path: folder, created if missing; files of an earlier save are replaced, the weights last.
     config: the model's shape.
-    params: nested dict of arrays as T5 creates them (unboxed).
+    params: nested dict, of T5's names and shapes (unboxed), of arrays or `StoredParameter`s; of
+      these one layer is in memory at a time, or one stack where its file has layers together.
     tokenizer_model_path: SentencePiece model to copy to spiece.model.
+    max_shard_bytes, report: as of `write_tensors`.
+
+  Raises:
+    ValueError: parameters do not fit the config.
+    DamagedWeights: stored ones hold NaN or infinite values.
   """
   folder = Path(path)
-  arrays = {
-    name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()
-  }
+  arrays: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
   expected = {name: shape for name, shape, _ in _parameters(config)}
-  if (actual := {name: array.shape for name, array in arrays.items()}) != expected:
+  if (actual := {name: tuple(array.shape) for name, array in arrays.items()}) != expected:
     different = sorted(set(actual.items()) ^ set(expected.items()))
     raise ValueError(f"parameters do not fit the config: {different[:4]}")
-  tensors: dict[str, np.ndarray] = {}
+  tensors: dict[str, _Tensor] = {}
+  stacks = _LastStack()
   for name, _, source in _parameters(config):
-    stacked = arrays[name] if source.stacked else arrays[name][None]
-    for tensor_name, array in zip(source.names, stacked, strict=True):
-      tensors[tensor_name] = array.T if source.transposed else array
-  folders.write_config(folder, _from_config(config, arrays["token_embedder/embedding"].dtype.name))
+    for layer, tensor_name in enumerate(source.names):
+      number = layer if source.stacked else None
+      tensors[tensor_name] = _Tensor(arrays[name], number, source.transposed, stacks)
+  if not any(_is_together(array) for array in arrays.values()):
+    # As the library of the format has them; else by parameter, so that a stack is read once.
+    tensors = dict(sorted(tensors.items()))
+  dtype = np.dtype(arrays["token_embedder/embedding"].dtype).name
+  folders.write_config(folder, _from_config(config, dtype))
   if tokenizer_model_path is not None:
     folders.write_bytes(folder / folders.TOKENIZER_NAME, Path(tokenizer_model_path).read_bytes())
-  folders.write_tensors(folder, tensors)
+  write_tensors(folder, tensors, max_shard_bytes=max_shard_bytes, report=report)
+
+
+def _is_together(parameter: Any) -> bool:
+  return isinstance(parameter, StoredParameter) and parameter.layers == "axis1"
+
+
+class _LastStack:
+  """Keeps the last stack whose layers cannot be read one at a time."""
+
+  def __init__(self):
+    self._parameter, self._array = None, np.empty(0)
+
+  def array(self, parameter: StoredParameter) -> np.ndarray:
+    if parameter is not self._parameter:
+      self._parameter, self._array = None, np.empty(0)
+      self._parameter, self._array = parameter, parameter.read()
+    return self._array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  """A tensor to be written: a parameter, or one layer of it, maybe as [out, in]."""
+
+  parameter: Any
+  layer: int | None
+  transposed: bool
+  stacks: _LastStack
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    shape = tuple(self.parameter.shape[0 if self.layer is None else 1 :])
+    return shape[::-1] if self.transposed else shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(self.parameter.dtype)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    parameter, layer = self.parameter, self.layer
+    if layer is None:
+      array = np.asarray(parameter)
+    elif _is_together(parameter):
+      array = self.stacks.array(parameter)[layer]
+    elif isinstance(parameter, StoredParameter):
+      others = (slice(None) for _ in parameter.shape[1:])
+      array = parameter.read((slice(layer, layer + 1), *others))[0]
+    else:
+      array = np.asarray(parameter[layer])
+    return array.T if self.transposed else array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +223,11 @@ def _layer_parameters(cfg: T5Config, side: str) -> Iterator[tuple[str, tuple[int
   yield "mlp/wo/kernel", shape, f"layer.{index}.DenseReluDense.wo.weight"
 
 
-def _read_params(tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None) -> dict:
+def _stored_parameters(
+  tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None
+) -> dict[str, StoredParameter]:
   sources = {name: source for name, _, source in _parameters(cfg)}
-  head_is_shared = not cfg.logits_via_embedding and _HEAD not in tensors.shapes
+  head_is_shared = not cfg.logits_via_embedding and _HEAD not in tensors.tensors
   if head_is_shared:
     # Tied mT5 does not scale its output, unlike T5 1.0: an untied head with the same numbers.
     head = sources["decoder/logits_dense/kernel"]
@@ -173,20 +238,32 @@ def _read_params(tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None
     one = shape[1:] if source.stacked else shape
     expected |= dict.fromkeys(source.names, one[::-1] if source.transposed else one)
   tensors.check(expected, ignored=(*_DUPLICATES, *((_HEAD,) if cfg.logits_via_embedding else ())))
-
-  flat: dict[str, np.ndarray] = {}
-  for name, source in sources.items():
-    arrays = [tensors.read(tensor, dtype) for tensor in source.names]
-    if source.transposed:
-      arrays = [array.T for array in arrays]
-    flat[name] = np.stack(arrays) if source.stacked else np.ascontiguousarray(arrays[0])
-  return traverse_util.unflatten_dict(flat, sep="/")
+  parameters = {}
+  for name, shape, _ in _parameters(cfg):
+    source = sources[name]
+    found = tuple(tensors.tensors[tensor] for tensor in source.names)
+    parameters[name] = StoredParameter(
+      shape=shape,
+      dtype=folders.result_dtype(found, dtype),
+      tensors=found,
+      layers="apart" if source.stacked else "none",
+      transposed=source.transposed,
+    )
+  return parameters
 
 
 def _has_own_head(tensors: folders.TensorFolder) -> bool:
-  if _HEAD not in tensors.shapes or "shared.weight" not in tensors.shapes:
+  """Whether there is an output layer with other numbers than the embedding."""
+  if _HEAD not in tensors.tensors or "shared.weight" not in tensors.tensors:
     return False
-  return not np.array_equal(tensors.read(_HEAD), tensors.read("shared.weight"))
+  head, shared = (tensors.parameter(name) for name in (_HEAD, "shared.weight"))
+  if head.shape != shared.shape:
+    return True
+  for start in range(0, head.shape[0], _COMPARED_ROWS):
+    rows = (slice(start, start + _COMPARED_ROWS), *(slice(None) for _ in head.shape[1:]))
+    if not np.array_equal(head.read(rows), shared.read(rows)):
+      return True
+  return False
 
 
 def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:

@@ -7,100 +7,85 @@ Every defect of a folder is a one-line `UserError` that names the file and the t
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs to return it
 import numpy as np
-import safetensors
-from safetensors.numpy import save
 
 from slm_jax.errors import UserError
+from slm_jax.interop.safetensors_file import SafetensorsFile
+from slm_jax.interop.safetensors_writer import INDEX_NAME, WEIGHTS_NAME, atomic_file
+from slm_jax.interop.stored_parameter import FLOAT_TYPES, StoredParameter, StoredTensor
 from slm_jax.interop.torch_file import TorchFile
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 TORCH_WEIGHTS_NAME = "pytorch_model.bin"
 TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "spiece.model"
-_FLOAT_TYPES = ("float32", "bfloat16", "float16")
 
 
 class TensorFolder:
-  """The tensors of a folder, read one at a time.
+  """The tensors of a folder; opening it reads names, shapes and types alone.
 
   Attributes:
-    shapes: shape of every tensor by name, known without reading it.
+    tensors: what it holds, by name.
   """
 
   def __init__(self, folder: Path | str):
     """Opens `folder`; raises UserError when it, its weights or a shard is missing or damaged."""
     self.folder = Path(folder)
-    self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
-    self.shapes: dict[str, tuple[int, ...]] = {}
+    self.tensors: dict[str, StoredTensor] = {}
+    file_of: dict[str, str] = {}
     for path in _weight_files(self.folder):
-      file = _open(path)
-      for name, shape in file.shapes.items():
-        if name in self.shapes:
-          raise UserError(
-            f"{self.folder}: tensor {name} is in {self._file_of[name].path.name} and {path.name}"
-          )
-        self.shapes[name] = shape
-        self._file_of[name] = file
+      file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+      for name, tensor in file.tensors.items():
+        if name in file_of:
+          raise UserError(f"{self.folder}: tensor {name} is in {file_of[name]} and {path.name}")
+        self.tensors[name], file_of[name] = tensor, path.name
 
   def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
     """Raises UserError unless the folder holds exactly the expected names and shapes.
 
     Names in `ignored` may be there too.
     """
-    missing = sorted(expected.keys() - self.shapes.keys())
+    missing = sorted(expected.keys() - self.tensors.keys())
     if missing:
       raise UserError(
         f"{self.folder} lacks {len(missing)} tensors that config.json calls for: {_few(missing)}"
       )
-    surplus = sorted(self.shapes.keys() - expected.keys() - set(ignored))
+    surplus = sorted(self.tensors.keys() - expected.keys() - set(ignored))
     if surplus:
       raise UserError(
         f"{self.folder} holds {len(surplus)} tensors that config.json has no place for: "
         f"{_few(surplus)}"
       )
     wrong = [
-      f"{name} is {list(self.shapes[name])}, expected {list(shape)}"
+      f"{name} is {list(self.tensors[name].shape)}, expected {list(shape)}"
       for name, shape in sorted(expected.items())
-      if self.shapes[name] != tuple(shape)
+      if self.tensors[name].shape != tuple(shape)
     ]
     if wrong:
       raise UserError(f"{self.folder}: {len(wrong)} tensors do not fit config.json: {_few(wrong)}")
 
-  def read(self, name: str, dtype: str | None = None) -> np.ndarray:
-    """One float tensor, cast to `dtype` unless None; UserError if it holds NaN or infinity.
+  def parameter(self, name: str, dtype: str | None = None) -> StoredParameter:
+    """One float tensor as it is, cast to `dtype` unless None; float64 becomes float32."""
+    tensor = self.tensors[name]
+    return StoredParameter(
+      shape=tensor.shape, dtype=result_dtype([tensor], dtype), tensors=(tensor,)
+    )
 
-    A float64 tensor becomes float32, in which nothing may be infinite either.
-    """
-    file = self._file_of[name]
-    array = file.read(name)
-    if array.dtype == np.float64:
-      with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if array.dtype.name not in _FLOAT_TYPES:
-      raise UserError(
-        f"{file.path}: {name} is {array.dtype.name}, expected one of {list(_FLOAT_TYPES)}"
-      )
-    if not np.isfinite(array).all():
-      bad = int((~np.isfinite(array)).sum())
-      raise UserError(
-        f"{file.path}: {name} holds {bad} values that are NaN or infinite; the weights are damaged"
-      )
-    return array if dtype is None else array.astype(dtype, copy=False)
+
+def result_dtype(tensors: Iterable[StoredTensor], dtype: str | None) -> np.dtype:
+  """`dtype`, or the one that holds what the tensors hold, where float64 counts as float32."""
+  if dtype is not None:
+    return np.dtype(dtype)
+  return np.result_type(*(np.dtype(t.dtype.replace("float64", "float32")) for t in tensors))
 
 
 def check_dtype(dtype: str | None) -> None:
   """Raises UserError for anything but None or the name of a float type that weights may have."""
-  if dtype is not None and dtype not in _FLOAT_TYPES:
-    raise UserError(f"dtype={dtype!r}: expected None or one of {list(_FLOAT_TYPES)}")
+  if dtype is not None and dtype not in FLOAT_TYPES:
+    raise UserError(f"dtype={dtype!r}: expected None or one of {list(FLOAT_TYPES)}")
 
 
 def read_config(folder: Path | str) -> dict:
@@ -117,20 +102,10 @@ def write_config(folder: Path | str, config: Mapping) -> None:
   write_bytes(Path(folder) / CONFIG_NAME, text.encode())
 
 
-def write_tensors(folder: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes all tensors into one model.safetensors atomically, creating the folder."""
-  # PyTorch readers refuse a file without the format entry.
-  contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-  write_bytes(Path(folder) / WEIGHTS_NAME, save(contiguous, metadata={"format": "pt"}))
-
-
-def read_tokenizer(folder: Path | str):
-  """The SentencePiece processor of spiece.model, None without that file; UserError if damaged."""
+def open_tokenizer(path: Path | str):
+  """The SentencePiece processor of a file; UserError if it is none."""
   import sentencepiece
 
-  path = Path(folder) / TOKENIZER_NAME
-  if not path.is_file():
-    return None
   try:
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
   except (OSError, RuntimeError) as error:
@@ -139,41 +114,8 @@ def read_tokenizer(folder: Path | str):
 
 def write_bytes(path: Path, content: bytes) -> None:
   """Puts `content` at `path`; a reader, or a kill at any moment, meets the old file or the new."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(descriptor, "wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    # mkstemp makes files private; a model folder is as readable as its surroundings.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
-class _SafetensorsFile:
-  """One file of tensors, with the attributes and `read` of `TorchFile`."""
-
-  def __init__(self, path: Path):
-    self.path = path
-    try:
-      with safetensors.safe_open(path, framework="numpy") as file:
-        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
-      raise UserError(f"{path} is not a readable safetensors file: {error}") from error
-
-  def read(self, name: str) -> np.ndarray:
-    with safetensors.safe_open(self.path, framework="numpy") as file:
-      return file.get_tensor(name)
-
-
-def _open(path: Path) -> _SafetensorsFile | TorchFile:
-  return TorchFile(path) if path.suffix == ".bin" else _SafetensorsFile(path)
+  with atomic_file(path) as file:
+    file.write(content)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -5,13 +5,12 @@ with a leading layer axis.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -19,6 +18,9 @@ from slm_jax.audio.log_mel import LogMelConfig
 from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder
+from slm_jax.interop.placement import place_all
+from slm_jax.interop.safetensors_writer import write_tensors
+from slm_jax.interop.stored_parameter import StoredParameter
 from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder, SpeechEncoderOutput
 
 MODEL_TYPE = "slm_jax_conformer_ctc"
@@ -65,20 +67,23 @@ def save_speech_encoder(
   config: ConformerConfig,
   params: Mapping[str, Any],
   tokenizer_model_path: str | Path | None = None,
+  *,
+  report: Callable[[int], None] | None = None,
 ) -> None:
   """Writes the folder.
 
   Args:
     path: folder, made if missing.
     config: the encoder's shape.
-    params: nested dict of arrays, unboxed, in the types to be stored.
+    params: nested dict of arrays or `StoredParameter`s, unboxed, in the types to be stored.
     tokenizer_model_path: SentencePiece model of the CTC head's pieces, copied in; None for an
       encoder without one.
+    report: as of `write_tensors`.
   """
   path = Path(path)
   flat: dict[tuple[str, ...], Any] = flatten_dict(dict(params))
-  tensors = {".".join(key): np.asarray(value) for key, value in flat.items()}
-  safetensors_folder.write_tensors(path, tensors)
+  tensors = {".".join(key): value for key, value in flat.items()}
+  write_tensors(path, dict(sorted(tensors.items())), report=report)
   if tokenizer_model_path is not None:
     content = Path(tokenizer_model_path).read_bytes()
     safetensors_folder.write_bytes(path / safetensors_folder.TOKENIZER_NAME, content)
@@ -110,8 +115,35 @@ def abstract_params(config: ConformerConfig) -> dict:
   return nn.unbox(variables["params"])
 
 
-def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> SpeechEncoderModel:
-  """Loads a folder written by `save_speech_encoder`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredSpeechEncoder:
+  """An encoder whose weights still lie in its files.
+
+  Attributes:
+    config: shape of the model.
+    parameters: by path, joined with "/".
+    tokenizer_path: SentencePiece model of the CTC head's pieces, None if there is none.
+  """
+
+  config: ConformerConfig
+  parameters: dict[str, StoredParameter]
+  tokenizer_path: Path | None
+
+  @property
+  def params(self) -> dict:
+    """The parameters as a nested dict."""
+    return unflatten_dict(self.parameters, sep="/")
+
+  @property
+  def tokenizer(self) -> Any:
+    """A new SentencePiece processor, or None."""
+    if self.tokenizer_path is None:
+      return None
+    return safetensors_folder.open_tokenizer(self.tokenizer_path)
+
+
+def open_speech_encoder(path: str | Path, *, dtype: str | None = None) -> StoredSpeechEncoder:
+  """Opens a folder written by `save_speech_encoder` without reading its weights.
 
   Args:
     path: the folder.
@@ -124,9 +156,24 @@ def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Speech
   safetensors_folder.check_dtype(dtype)
   config = read_encoder_config(path)
   folder = safetensors_folder.TensorFolder(path)
-  leaves: dict[tuple[str, ...], Any] = flatten_dict(abstract_params(config))
-  shapes = {key: leaf.shape for key, leaf in leaves.items()}
-  folder.check({".".join(key): shape for key, shape in shapes.items()})
-  params = {key: jnp.asarray(folder.read(".".join(key), dtype)) for key in shapes}
-  tokenizer = safetensors_folder.read_tokenizer(path)
-  return SpeechEncoderModel(config, unflatten_dict(params), tokenizer)
+  leaves: dict[str, Any] = flatten_dict(abstract_params(config), sep="/")
+  names = {key: key.replace("/", ".") for key in leaves}
+  folder.check({names[key]: leaf.shape for key, leaf in leaves.items()})
+  tokenizer = Path(path) / safetensors_folder.TOKENIZER_NAME
+  return StoredSpeechEncoder(
+    config=config,
+    parameters={key: folder.parameter(name, dtype) for key, name in names.items()},
+    tokenizer_path=tokenizer if tokenizer.is_file() else None,
+  )
+
+
+def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> SpeechEncoderModel:
+  """Loads a folder onto the default device; arguments and errors as of `open_speech_encoder`.
+
+  Raises:
+    UserError: besides, tensors hold NaN or infinite values.
+  """
+  source = open_speech_encoder(path, dtype=dtype)
+  tokenizer = source.tokenizer
+  placed = place_all(source.parameters, None)
+  return SpeechEncoderModel(source.config, unflatten_dict(placed, sep="/"), tokenizer)

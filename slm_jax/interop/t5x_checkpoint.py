@@ -8,8 +8,7 @@ have heads and head width as one axis or as two.
 
 import dataclasses
 import functools
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +20,47 @@ from flax import traverse_util
 
 from slm_jax.errors import UserError
 from slm_jax.interop import t5x_format
-from slm_jax.interop.safetensors_folder import check_dtype
-from slm_jax.interop.t5x_format import StoredArray
-from slm_jax.models.language_model import LanguageModel
+from slm_jax.interop.safetensors_folder import check_dtype, result_dtype
+from slm_jax.interop.stored_parameter import FLOAT_TYPES, StoredParameter, StoredTensor
+from slm_jax.interop.t5x_config import evident, infer_config
 from slm_jax.models.t5 import T5, T5Config
 
 _SIDES = ("encoder", "decoder")
-_FLOAT_TYPES = ("float32", "bfloat16", "float16", "float64")
+_READABLE_TYPES = (*FLOAT_TYPES, "float64")
 
 
-def load_t5x_language_model(
-  path: Path | str, config: T5Config, *, tokenizer: Any = None, dtype: str | None = None
-) -> LanguageModel:
-  """Reads the parameters of a T5X checkpoint; the optimiser's state is left alone.
+def open_t5x_language_model(
+  path: Path | str, config: T5Config | None = None, *, dtype: str | None = None
+) -> tuple[T5Config, dict[str, StoredParameter]]:
+  """Config and parameters, by path, of a T5X checkpoint; the optimiser's state is left alone.
 
   Args:
     path: the folder `checkpoint_<step>`, local or gs://bucket/…, in T5X's own layout or in Orbax's.
-    config: the model's shape, which a checkpoint does not tell.
-    tokenizer: SentencePiece processor of the result.
+    config: the model's shape; None takes what names and shapes tell, and the activations of the
+      config.gin that T5X leaves beside its checkpoints.
     dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
 
   Raises:
-    UserError: not a checkpoint, or arrays are missing, surplus, mis-shaped or not finite.
+    UserError: not a checkpoint, or arrays are missing, surplus or mis-shaped, or without a config
+      they do not tell what model they are.
   """
   check_dtype(dtype)
   stored = t5x_format.open_target(path)
+  config = config or infer_config(path, {name: tensor.shape for name, tensor in stored.items()})
   sources = _sources(config, stored)
   _check(path, config, stored, sources)
-  flat, damaged = {}, []
+  parameters = {}
   for name, source in sources.items():
-    flat[name] = _read(source, stored, dtype, damaged)
-  if damaged:
-    raise UserError(
-      f"{path}: {len(damaged)} tensors hold NaN or infinite values, the weights are damaged: "
-      f"{t5x_format.some(damaged)}"
+    tensors = tuple(stored[one] for one in source.names)
+    stacked = "axis1" if source.scanned else "apart"
+    parameters[name] = StoredParameter(
+      shape=source.shape,
+      dtype=result_dtype(tensors, dtype),
+      tensors=tensors,
+      layers=stacked if "/layers/" in name else "none",
+      heads=(_heads_axis(name), config.head_dim) if len(source.accepted) > 1 else None,
     )
-  return LanguageModel(config, traverse_util.unflatten_dict(flat, sep="/"), tokenizer)
+  return config, parameters
 
 
 def save_t5x_checkpoint(path: Path | str, config: T5Config, params: Mapping, step: int) -> Path:
@@ -68,35 +72,38 @@ def save_t5x_checkpoint(path: Path | str, config: T5Config, params: Mapping, ste
 
   Args:
     path: folder of checkpoints, created if missing.
-    params: nested dict of arrays as T5 creates them (unboxed).
+    params: nested dict, as T5 creates them (unboxed), of arrays or `StoredParameter`s, each of
+      which is in memory when its turn comes.
 
   Returns:
     The new folder. It appears, whole, at the end.
 
   Raises:
-    UserError: the folder exists.
+    UserError: the folder exists; stored parameters are damaged.
     ValueError: parameters do not fit the config, or step is negative.
   """
   if step < 0:
     raise ValueError(f"step={step}: expected at least 0")
-  arrays = {
-    name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()
-  }
+  leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
   expected = _shapes(config)
-  if (actual := {name: array.shape for name, array in arrays.items()}) != expected:
+  if (actual := {name: tuple(leaf.shape) for name, leaf in leaves.items()}) != expected:
     different = sorted(set(actual.items()) ^ set(expected.items()))
     raise ValueError(f"parameters do not fit the config: {different[:4]}")
-  target = {}
-  for name, array in arrays.items():
+  return t5x_format.write_target(path, _unstacked(config, leaves), step)
+
+
+def _unstacked(config: T5Config, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """Every layer's parameters under its own name; one of `leaves` is in memory at a time."""
+  for name, leaf in leaves.items():
     side, _, rest = name.partition("/layers/")
+    array = np.asarray(leaf)
     if not rest:
-      target[name] = array
+      yield name, array
       continue
     joined, *split = _layer_shapes(config, rest, array.shape[1:])
     shape = split[0] if split and config.per_layer_relpos else joined
     for layer, one in enumerate(array):
-      target[f"{side}/layers_{layer}/{rest}"] = one.reshape(shape)
-  return t5x_format.write_target(path, target, step)
+      yield f"{side}/layers_{layer}/{rest}", one.reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,7 @@ def _shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
   return {name: leaf.shape for name, leaf in flat.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _sources(cfg: T5Config, stored: Mapping[str, StoredArray]) -> dict[str, _Source]:
+def _sources(cfg: T5Config, stored: Mapping[str, StoredTensor]) -> dict[str, _Source]:
   stacks = {side: _stack_name(side, stored) for side in _SIDES}
   sources = {}
   for name, shape in _shapes(cfg).items():
@@ -140,12 +147,17 @@ def _sources(cfg: T5Config, stored: Mapping[str, StoredArray]) -> dict[str, _Sou
   return sources
 
 
-def _stack_name(side: str, stored: Mapping[str, StoredArray]) -> str | None:
+def _stack_name(side: str, stored: Mapping[str, StoredTensor]) -> str | None:
   """Name of the module whose parameters are stacked, None where each layer has its own."""
   for name in (side, "layers"):
     if any(key.startswith(f"{side}/{name}/") for key in stored):
       return name
   return None
+
+
+def _heads_axis(name: str) -> int:
+  """Axis of one layer's kernel on which heads and head width stand."""
+  return 0 if name.endswith("out/kernel") else 1
 
 
 def _layer_shapes(cfg: T5Config, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -161,7 +173,7 @@ def _layer_shapes(cfg: T5Config, name: str, shape: tuple[int, ...]) -> tuple[tup
 def _check(
   path: Path | str,
   config: T5Config,
-  stored: Mapping[str, StoredArray],
+  stored: Mapping[str, StoredTensor],
   sources: Mapping[str, _Source],
 ) -> None:
   accepted = {name: source.accepted for source in sources.values() for name in source.names}
@@ -174,7 +186,7 @@ def _check(
     if stored[name].shape not in accepted[name]
   ]
   types = [
-    f"{name} is {stored[name].dtype}" for name in both if stored[name].dtype not in _FLOAT_TYPES
+    f"{name} is {stored[name].dtype}" for name in both if stored[name].dtype not in _READABLE_TYPES
   ]
   problems = [
     f"{text.format(len(names))}: {t5x_format.some(names)}"
@@ -182,7 +194,7 @@ def _check(
       ("it lacks {} tensors", missing),
       ("it holds {} tensors that the config has no place for", surplus),
       ("{} tensors are mis-shaped", wrong),
-      (f"{{}} tensors are of none of the types {list(_FLOAT_TYPES)}", types),
+      (f"{{}} tensors are of none of the types {list(_READABLE_TYPES)}", types),
     )
     if names
   ]
@@ -192,71 +204,9 @@ def _check(
     problems.append("uint16 was bfloat16 before version 3; save the checkpoint with a newer T5X")
   differences = [
     f"{field}={value} where the config has {getattr(config, field)}"
-    for field, value in _evident({name: array.shape for name, array in stored.items()}).items()
+    for field, value in evident({name: array.shape for name, array in stored.items()}).items()
     if getattr(config, field) != value
   ]
   if differences:
     problems.append(f"the checkpoint seems to have {', '.join(differences)}")
   raise UserError(f"{path} does not fit the config: {'; '.join(problems)}")
-
-
-def _evident(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | bool]:
-  """Fields of the config that names and shapes give away, for messages."""
-
-  def first(ending: str) -> tuple[tuple[int, ...], bool]:
-    """Shape within one layer of the first such parameter, and whether a layer owns it."""
-    for name, shape in sorted(shapes.items()):
-      if name.endswith(ending):
-        if re.match(r"(\w+)/(\1|layers)/", name):
-          return (*shape[:1], *shape[2:]), True
-        return shape, "/layers_" in name
-    return (), False
-
-  fields: dict[str, int | bool] = {}
-  if len(embedding := shapes.get("token_embedder/embedding", ())) == 2:
-    fields |= {"vocab_size": embedding[0], "emb_dim": embedding[1]}
-    fields["logits_via_embedding"] = "decoder/logits_dense/kernel" not in shapes
-  for side in _SIDES:
-    layers = {key.split("/")[1] for key in shapes if key.startswith(f"{side}/layers_")}
-    stacks = [
-      shapes.get(f"{side}/{name}/pre_mlp_layer_norm/scale", ()) for name in (side, "layers")
-    ]
-    stacked = [shape[1] for shape in stacks if len(shape) == 2]
-    if layers or stacked:
-      fields[f"num_{side}_layers"] = len(layers) or stacked[0]
-  bias, of_layer = first("relpos_bias/rel_embedding")
-  if len(bias) == 2:
-    fields |= {"num_heads": bias[0], "relpos_num_buckets": bias[1], "per_layer_relpos": of_layer}
-  query, _ = first("attention/query/kernel")
-  if len(query) == 3:
-    fields["head_dim"] = query[2]
-  elif len(query) == 2 and len(bias) == 2 and query[1] % bias[0] == 0:
-    fields["head_dim"] = query[1] // bias[0]
-  output, _ = first("mlp/wo/kernel")
-  if len(output) == 2:
-    fields["mlp_dim"] = output[0]
-  return fields
-
-
-def _read(
-  source: _Source, stored: Mapping[str, StoredArray], dtype: str | None, damaged: list[str]
-) -> np.ndarray:
-  """One parameter, from one array in memory at a time; names of bad ones go to `damaged`."""
-
-  def read(name: str) -> np.ndarray:
-    array = stored[name].read()
-    with np.errstate(over="ignore"):
-      array = array.astype(np.float32) if array.dtype == np.float64 else array
-    if not np.isfinite(array).all():
-      damaged.append(name)
-    return array
-
-  types = [stored[name].dtype.replace("float64", "float32") for name in source.names]
-  result = np.empty(source.shape, np.dtype(dtype) if dtype else np.result_type(*types))
-  if source.scanned:
-    result[...] = np.moveaxis(read(source.names[0]), 1, 0).reshape(source.shape)
-    return result
-  stacked = len(source.accepted[0]) < len(source.shape)
-  for slot, name in zip(result if stacked else result[None], source.names, strict=True):
-    slot[...] = read(name).reshape(slot.shape)
-  return result

@@ -8,12 +8,11 @@ database or one zarr array per folder. Written is T5X's own. Nothing but `target
 Every defect of a checkpoint is a one-line `UserError` that names the array.
 """
 
-import dataclasses
 import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +24,7 @@ from flax import serialization, traverse_util
 
 from slm_jax.errors import UserError
 from slm_jax.interop.safetensors_folder import write_bytes
+from slm_jax.interop.stored_parameter import Index, StoredTensor
 
 FILE_NAME = "checkpoint"
 VERSION = 3
@@ -41,24 +41,12 @@ _CHUNK_BYTES = 64 * 2**20
 _STORE_ERRORS = (ValueError, KeyError, IndexError, OSError, NotImplementedError, RuntimeError)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredArray:
-  """An array of a checkpoint: shape and type are known, content is read by `read`."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: str
-  load: Callable[[], np.ndarray]
-
-  def read(self) -> np.ndarray:
-    """The whole array, maybe read-only; UserError if a part of it is missing or damaged."""
-    try:
-      return self.load()
-    except _STORE_ERRORS as error:
-      raise UserError(f"{self.name} cannot be read: {_reason(error)}") from error
+def is_checkpoint(folder: Path) -> bool:
+  """Whether a local folder is laid out as a checkpoint of T5X."""
+  return (folder / FILE_NAME).is_file() or (folder / _ORBAX_FOLDER).is_dir()
 
 
-def open_target(path: Path | str) -> dict[str, StoredArray]:
+def open_target(path: Path | str) -> dict[str, StoredTensor]:
   """The parameters of a checkpoint by path, e.g. "encoder/layers_0/mlp/wo/kernel".
 
   Args:
@@ -83,6 +71,17 @@ def open_target(path: Path | str) -> dict[str, StoredArray]:
   return _from_keys(state, label)
 
 
+def read_beside(path: Path | str, name: str) -> bytes | None:
+  """A small file of the folder above a checkpoint, None if there is none or it cannot be read."""
+  spec = kvstore_spec(path)
+  above = spec["path"].strip("/").rpartition("/")[0]
+  spec["path"] = f"/{above}/" if spec["driver"] == "file" else f"{above}/"
+  try:
+    return _read_file(ts.KvStore.open(spec).result(), name, str(path))
+  except (UserError, *_STORE_ERRORS):
+    return None
+
+
 def kvstore_spec(path: Path | str) -> dict[str, str]:
   """TensorStore's description of a folder: of a local one, or of gs://bucket/folder."""
   text = str(path)
@@ -94,14 +93,14 @@ def kvstore_spec(path: Path | str) -> dict[str, str]:
   return {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
 
 
-def write_target(path: Path | str, arrays: Mapping[str, np.ndarray], step: int) -> Path:
+def write_target(path: Path | str, arrays: Iterable[tuple[str, np.ndarray]], step: int) -> Path:
   """Writes `path`/checkpoint_<step> in T5X's own layout, without optimiser state.
 
   Vectors are inline; the rest is zarr, gzip level 1, in chunks of at most 64 MiB where rows allow.
   The folder appears, whole, at the end.
 
   Args:
-    arrays: parameters by path.
+    arrays: pairs of path and parameter, written as they come.
 
   Returns:
     The new folder.
@@ -116,7 +115,7 @@ def write_target(path: Path | str, arrays: Mapping[str, np.ndarray], step: int) 
   temporary.mkdir(parents=True)
   try:
     entries = {}
-    for name, array in arrays.items():
+    for name, array in arrays:
       inline = array.ndim < 2
       entries[name] = np.array(array) if inline else _write_zarr(temporary, name, array)
     target = traverse_util.unflatten_dict(entries, sep="/")
@@ -161,7 +160,7 @@ def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict:
 def _check_local(folder: Path) -> None:
   if not folder.is_dir():
     raise UserError(f"{folder} is not a folder; expected T5X's checkpoint_<step>")
-  if (folder / FILE_NAME).is_file() or (folder / _ORBAX_FOLDER).is_dir():
+  if is_checkpoint(folder):
     return
   inside = sorted(child.name for child in folder.glob("checkpoint_*") if child.is_dir())
   hint = f"; name one of the checkpoints in it: {some(inside)}" if inside else ""
@@ -217,7 +216,7 @@ def _members(unpacker: msgpack.Unpacker, members: Mapping[str, Callable]) -> dic
   return found
 
 
-def _from_tree(tree: Any, root: ts.KvStore, label: str) -> dict[str, StoredArray]:
+def _from_tree(tree: Any, root: ts.KvStore, label: str) -> dict[str, StoredTensor]:
   if not isinstance(tree, dict) or not tree:
     raise UserError(f"{label}/{FILE_NAME} has no parameters, expected them under target")
   inline, folders = {}, {}
@@ -228,13 +227,13 @@ def _from_tree(tree: Any, root: ts.KvStore, label: str) -> dict[str, StoredArray
       folders[name] = folder
       continue
     array = _inline_array(leaf, place)
-    inline[name] = StoredArray(
-      name=place, shape=array.shape, dtype=array.dtype.name, load=lambda array=array: array
+    inline[name] = StoredTensor(
+      place=place, shape=array.shape, dtype=array.dtype.name, load=array.__getitem__
     )
   return inline | _open_arrays(root, folders, label)
 
 
-def _from_keys(store: ts.KvStore, label: str) -> dict[str, StoredArray]:
+def _from_keys(store: ts.KvStore, label: str) -> dict[str, StoredTensor]:
   """Arrays of a store without a tree: a folder `target.a.b` is the parameter a/b."""
   # "/" follows "." in ASCII: the range holds what starts with "target.", and nothing is listed
   # of the optimiser.
@@ -254,7 +253,7 @@ def _from_keys(store: ts.KvStore, label: str) -> dict[str, StoredArray]:
 
 def _open_arrays(
   root: ts.KvStore, folders: Mapping[str, str], label: str, *, zarr3: bool = False
-) -> dict[str, StoredArray]:
+) -> dict[str, StoredTensor]:
   opening = {}
   for name, folder in folders.items():
     spec = {
@@ -271,15 +270,25 @@ def _open_arrays(
     except _STORE_ERRORS as error:
       damaged.append(f"{name} ({_reason(error)})")
       continue
-    arrays[name] = StoredArray(
-      name=f"{label}: {name}",
-      shape=tuple(store.shape),
-      dtype=store.dtype.name,
-      load=lambda store=store: np.asarray(store.read().result()),
-    )
+    arrays[name] = _stored_tensor(store, f"{label}: {name}")
   if damaged:
     raise UserError(f"{label}: {len(damaged)} arrays cannot be opened: {some(damaged)}")
   return arrays
+
+
+def _stored_tensor(store: ts.TensorStore, place: str) -> StoredTensor:
+  def load(index: Index) -> np.ndarray:
+    try:
+      return np.asarray(store[index].read().result())
+    except _STORE_ERRORS as error:
+      raise UserError(f"{place} cannot be read: {_reason(error)}") from error
+
+  chunk = store.chunk_layout.read_chunk.shape
+  rows = chunk[0] if chunk else 1
+  shape = tuple(store.shape)
+  return StoredTensor(
+    place=place, shape=shape, dtype=store.dtype.name, load=load, chunk_rows=max(1, rows or 1)
+  )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

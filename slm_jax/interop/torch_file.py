@@ -5,6 +5,7 @@ PyTorch 1.6 (five pickles in a row, then the storages, each behind its element c
 """
 
 import dataclasses
+import functools
 import io
 import math
 import struct
@@ -19,7 +20,9 @@ import numpy as np
 
 from slm_jax.errors import UserError
 from slm_jax.interop import pickle_machine
+from slm_jax.interop.file_slices import read_slice
 from slm_jax.interop.pickle_machine import Call
+from slm_jax.interop.stored_parameter import Index, StoredTensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -35,7 +38,7 @@ class TorchFile:
 
   Attributes:
     path: the file.
-    shapes: shape of every tensor by name.
+    tensors: what it holds, by name.
   """
 
   def __init__(self, path: Path | str):
@@ -54,27 +57,53 @@ class TorchFile:
       raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
     except ValueError as error:
       raise UserError(f"{self.path} is not a readable file of weights: {error}") from error
-    self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
+    self.tensors = {name: self._stored(name, tensor) for name, tensor in self._tensors.items()}
 
-  def read(self, name: str) -> np.ndarray:
-    """One tensor in its stored dtype, C-contiguous; only its own span of the file is read."""
+  def read(self, name: str, index: Index | None = None) -> np.ndarray:
+    """One tensor, or a slice of it, in its stored dtype, C-contiguous.
+
+    Only the slice's bytes are read, unless the tensor is a view that leaves out elements of its
+    storage: then all from its first to its last one are.
+    """
     tensor = self._tensors[name]
-    dtype = tensor.storage.dtype
-    start = self._contents.spans[tensor.storage.key].offset + tensor.offset * dtype.itemsize
+    index = index if index is not None else tuple(slice(0, size) for size in tensor.size)
     try:
-      with self.path.open("rb") as file:
-        raw = _Bytes(file).read(start, tensor.extent * dtype.itemsize)
+      return self._read(tensor, index)
     except (OSError, ValueError) as error:
       raise UserError(f"{self.path}: {name} cannot be read: {error}") from error
-    if self._contents.byteorder != sys.byteorder:
-      raw.view(f"u{dtype.itemsize}").byteswap(inplace=True)
+
+  def _stored(self, name: str, tensor: "_Tensor") -> StoredTensor:
+    return StoredTensor(
+      place=f"{self.path}: {name}",
+      shape=tensor.size,
+      dtype=tensor.storage.dtype.name,
+      load=lambda index: self.read(name, index),
+      chunk_rows=1 if tensor.order is not None else max(1, tensor.size[0]),
+    )
+
+  def _read(self, tensor: "_Tensor", index: Index) -> np.ndarray:
+    dtype = tensor.storage.dtype
+    where = {"offset": self._contents.spans[tensor.storage.key].offset, "dtype": dtype}
+    where["offset"] += tensor.offset * dtype.itemsize
+    if (order := tensor.order) is not None:
+      # Axes sorted as they lie in the file, and put back.
+      shape, ordered = [tensor.size[i] for i in order], [index[i] for i in order]
+      raw = self._native(read_slice(self.path, shape=shape, index=ordered, **where))
+      back = raw.transpose([order.index(i) for i in range(len(order))])
+      return np.asarray(back, order="C")
+    extent = slice(0, tensor.extent)
+    raw = self._native(read_slice(self.path, shape=(extent.stop,), index=(extent,), **where))
     # PyTorch leaves the stride of a dimension of size 1 open; NumPy may not be able to hold it.
     strides = [
       stride * dtype.itemsize if size > 1 else 0
       for size, stride in zip(tensor.size, tensor.stride, strict=True)
     ]
-    view = np.lib.stride_tricks.as_strided(raw.view(dtype), tensor.size, strides)
-    return np.asarray(view, order="C")
+    return np.lib.stride_tricks.as_strided(raw, tensor.size, strides)[index].copy()
+
+  def _native(self, raw: np.ndarray) -> np.ndarray:
+    if self._contents.byteorder != sys.byteorder:
+      raw.view(f"u{raw.dtype.itemsize}").byteswap(inplace=True)
+    return raw
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +130,19 @@ class _Tensor:
     if 0 in self.size:
       return 0
     return 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+
+  @functools.cached_property
+  def order(self) -> list[int] | None:
+    """Axes in the order in which they lie in the storage without gaps; None if there are gaps."""
+    order = sorted(range(len(self.size)), key=lambda i: (self.size[i] > 1, -self.stride[i]))
+    if 0 in self.size:
+      return order
+    step = 1
+    for axis in reversed(order):
+      if self.size[axis] > 1 and self.stride[axis] != step:
+        return None
+      step *= self.size[axis]
+    return order
 
 
 class _Span(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from slm_jax.models.length_reduction import LengthReduction, LengthReductionConfig
@@ -173,6 +174,12 @@ class Adapter(nn.Module):
 
 def scale_output_norm(adapter_params: dict, token_embedding: jax.Array) -> dict:
   """Sets the output norm's scale to the RMS of the LM's token embedding [V, D]."""
-  rms = jnp.sqrt(jnp.mean(jnp.square(token_embedding.astype(jnp.float32))))
+  # The embedding may be spread over a mesh, where the adapter is not yet: only the number moves.
+  rms = np.asarray(_rms(token_embedding))
   scale = adapter_params["output_norm"]["scale"]
   return {**adapter_params, "output_norm": {"scale": jnp.full_like(scale, rms)}}
+
+
+@jax.jit
+def _rms(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))

@@ -32,15 +32,21 @@ def resolve_path(path: str) -> Path:
   return Path(path)
 
 
+def _base_path(path: str) -> Path | str:
+  """As `resolve_path`; the address of a bucket, gs://…, stays a string."""
+  return path if "://" in path else resolve_path(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Built:
   """A recipe with its weights read."""
 
   objective: Objective
   trainable: str
-  # Weights read from files, nested {speech_encoder: …, language_model: …}; absent parts start fresh.
+  # Nested {speech_encoder: …, language_model: …} of arrays, or of StoredParameters that still lie in
+  # files; absent parts start fresh.
   loaded: dict
-  # Last touch to freshly initialised trained parameters, given everything.
+  # Last touch to freshly initialised trained parameters, given the loaded ones as arrays.
   finish: Callable[[dict, dict], dict]
   tokenizer: Any
   # Pieces of the speech encoder's CTC head, where there is one.
@@ -65,10 +71,10 @@ class AdapterRecipe:
   frozen_dtype: str = "float32"
 
   def build(self) -> Built:
-    encoder = interop.load_speech_encoder(
+    encoder = interop.open_speech_encoder(
       resolve_path(self.speech_encoder), dtype=self.frozen_dtype
     )
-    lm = interop.load_language_model(resolve_path(self.language_model), dtype=self.frozen_dtype)
+    lm = interop.open_language_model(_base_path(self.language_model), dtype=self.frozen_dtype)
     if self.adapter.ctc_embeddings:
       _check_same_pieces(encoder, lm, self)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from slm_jax.errors import UserError
+from slm_jax.interop.placement import place_all
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.training import parameters
@@ -53,12 +54,18 @@ def load_speech_language_model(
   """
   folder = checkpoint_folder(model_dir, step)
   built = recipe.build()
+  if built.tokenizer is None:
+    raise UserError(
+      f"{recipe.language_model} has no spiece.model, without which there is no text; copy the "
+      "SentencePiece model there"
+    )
   trained = restore_trained(folder)
-  frozen = parameters.flatten(built.loaded)
+  loaded = parameters.flatten(built.loaded)
   for path in parameters.flatten(trained):
-    frozen.pop(path, None)
+    loaded.pop(path, None)
+  frozen = place_all(loaded, None)
   check_fingerprints(folder, frozen)
-  params = parameters.merge(trained, built.loaded)
+  params = parameters.merge(trained, parameters.unflatten(frozen))
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
   return (

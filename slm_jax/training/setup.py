@@ -11,7 +11,9 @@ from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.errors import UserError
-from slm_jax.training import parameters, sharding
+from slm_jax.interop.placement import place_all
+from slm_jax.models.partitioning import parameter_shardings
+from slm_jax.training import parameters
 from slm_jax.training.recipes import Built
 from slm_jax.training.step import TrainState, init_state
 
@@ -22,7 +24,7 @@ class Prepared:
 
   state: TrainState
   frozen: dict
-  fingerprints: dict[str, str]  # top-level part -> SHA-256 of its frozen weights
+  fingerprints: dict[str, str]  # top-level part -> fingerprint of its frozen weights
   info: str  # the text of model-info.txt
   trained_count: int
   frozen_count: int
@@ -38,12 +40,14 @@ def prepare(
 ) -> Prepared:
   """Initialises the trained part, reads the frozen one, places both.
 
+  Of weights that lie in files, every process reads the slices of its own devices alone.
+
   Raises:
     UserError: loaded weights do not fit the module, or parts of the tree have neither weights nor training.
   """
   key = jax.random.key(seed)
   boxed = jax.eval_shape(built.objective.init, key, abstract_batch(batch))
-  shardings = parameters.flatten(sharding.parameter_shardings(boxed, mesh))
+  shardings = parameters.flatten(parameter_shardings(boxed, mesh))
   shapes = parameters.flatten(nn.unbox(boxed))
   trained_paths, _ = (
     parameters.flatten(t) for t in parameters.split(parameters.unflatten(shapes), built.trainable)
@@ -51,6 +55,11 @@ def prepare(
   loaded = parameters.flatten(built.loaded)
   _check_loaded(loaded, shapes, trained_paths)
 
+  def wanted(path: str):
+    # Optimisers need fp32; frozen weights stay in the type they were loaded in.
+    return loaded[path].astype(np.float32) if path in trained_paths else loaded[path]
+
+  placed = place_all({path: wanted(path) for path in loaded}, shardings)
   # Only leaves that have no loaded value are kept, so XLA never materialises a second copy of the bases.
   fresh_paths = [path for path in shapes if path not in loaded]
 
@@ -59,20 +68,14 @@ def prepare(
     flat = parameters.flatten(nn.unbox(built.objective.init(key, _zeros(batch))))
     return {path: flat[path] for path in fresh_paths}
 
-  fresh = parameters.flatten(built.finish(parameters.unflatten(init_fresh()), built.loaded))
-  whole = {path: loaded[path] if path in loaded else fresh[path] for path in shapes}
-
-  def put(path: str, dtype) -> jax.Array:
-    return sharding.place(np.asarray(whole[path]).astype(dtype), shardings[path])
-
-  trained = parameters.unflatten({path: put(path, np.float32) for path in trained_paths})
-  frozen_paths = [path for path in shapes if path not in trained_paths]
-  frozen = parameters.unflatten({path: put(path, whole[path].dtype) for path in frozen_paths})
-  parts = sorted({path.split("/")[0] for path in frozen_paths})
-  fingerprints = {
-    part: parameters.fingerprint({p: whole[p] for p in frozen_paths if p.split("/")[0] == part})
-    for part in parts
+  finished = built.finish(parameters.unflatten(init_fresh()), parameters.unflatten(placed))
+  fresh = {
+    path: np.asarray(leaf).astype(np.float32) for path, leaf in parameters.flatten(finished).items()
   }
+  placed |= place_all(fresh, shardings)
+  trained = parameters.unflatten({path: placed[path] for path in trained_paths})
+  frozen = parameters.unflatten({p: placed[p] for p in shapes if p not in trained_paths})
+  fingerprints = {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
   state = init_state(trained, optimizer, seed)
   return Prepared(
     state=_replicate_scalars(state, mesh),

@@ -15,7 +15,7 @@ from flax import serialization, traverse_util
 from slm_jax.errors import UserError
 from slm_jax.interop import load_language_model, t5x_format
 from slm_jax.interop.hf_t5 import save_language_model
-from slm_jax.interop.t5x_checkpoint import load_t5x_language_model, save_t5x_checkpoint
+from slm_jax.interop.t5x_checkpoint import save_t5x_checkpoint
 from tests.t5x_folders import (
   CONFIG,
   T5_1_0,
@@ -25,6 +25,7 @@ from tests.t5x_folders import (
   folder_of,
   packed,
   random_params,
+  read_checkpoint,
   scanned,
   unscanned,
   write_legacy,
@@ -39,16 +40,13 @@ def test_a_round_trip_is_bitwise(tmp_path, config, dtype):
   folder = save_t5x_checkpoint(tmp_path, config, random_params(config, dtype), 12)
   assert folder == tmp_path / "checkpoint_12"
   assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_12"]
-  lm = load_t5x_language_model(folder, config, tokenizer="tokenizer")
-  assert (lm.config, lm.tokenizer) == (config, "tokenizer")
-  assert_same(lm.params, config, dtype)
+  assert_same(read_checkpoint(folder, config), config, dtype)
 
 
 def test_zeros_survive_a_round_trip(tmp_path):
   params = jax.tree.map(np.zeros_like, random_params(CONFIG))
   folder = save_t5x_checkpoint(tmp_path, CONFIG, params, 0)
-  lm = load_t5x_language_model(folder, CONFIG)
-  jax.tree.map(np.testing.assert_array_equal, lm.params, params)
+  jax.tree.map(np.testing.assert_array_equal, read_checkpoint(folder, CONFIG), params)
 
 
 @pytest.mark.parametrize("config", [CONFIG, UMT5], ids=["mt5", "umt5"])
@@ -91,7 +89,7 @@ def test_every_form_of_the_own_layout_is_read(tmp_path, make, kvstore):
   folder = tmp_path / "checkpoint_5"
   write_legacy(folder, make(), kvstore)
   config = make.args[0]
-  assert_same(load_t5x_language_model(folder, config).params, config)
+  assert_same(read_checkpoint(folder, config), config)
 
 
 def test_paths_of_another_machine_and_of_an_older_tensorstore_are_resolved(tmp_path):
@@ -104,7 +102,7 @@ def test_paths_of_another_machine_and_of_an_older_tensorstore_are_resolved(tmp_p
       entry["path"] = entry["kvstore"].pop("path")
   write_manifest(folder, entries)
   moved = folder.rename(tmp_path / "elsewhere")
-  assert_same(load_t5x_language_model(moved, CONFIG).params, CONFIG, "bfloat16")
+  assert_same(read_checkpoint(moved, CONFIG), CONFIG, "bfloat16")
 
 
 def test_arrays_that_flax_cut_into_pieces_are_read(tmp_path):
@@ -118,7 +116,7 @@ def test_arrays_that_flax_cut_into_pieces_are_read(tmp_path):
     "chunks": {str(i): packed(part) for i, part in enumerate(parts)},
   }
   write_manifest(tmp_path, entries)
-  assert_same(load_t5x_language_model(tmp_path, CONFIG).params, CONFIG)
+  assert_same(read_checkpoint(tmp_path, CONFIG), CONFIG)
 
 
 @pytest.mark.parametrize("use_ocdbt", [True, False])
@@ -132,7 +130,7 @@ def test_orbax_is_read(tmp_path, use_ocdbt, use_zarr3, dtype):
     checkpointer.save(tmp_path / "state", {"target": target, "state": state})
   if not use_ocdbt:
     shutil.rmtree(tmp_path / "state" / "state.param_states.m")
-  assert_same(load_t5x_language_model(tmp_path, CONFIG).params, CONFIG, dtype)
+  assert_same(read_checkpoint(tmp_path, CONFIG), CONFIG, dtype)
 
 
 @pytest.mark.parametrize("use_zarr3", [True, False])
@@ -141,7 +139,7 @@ def test_zeros_of_orbax_are_not_taken_for_missing_chunks(tmp_path, use_zarr3):
   handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=use_zarr3)
   with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(tmp_path / "state", {"target": traverse_util.unflatten_dict(zeros, sep="/")})
-  params = load_t5x_language_model(tmp_path, CONFIG).params
+  params = read_checkpoint(tmp_path, CONFIG)
   assert not any(leaf.any() for leaf in jax.tree.leaves(params))
 
 
@@ -156,14 +154,15 @@ def test_orbax_with_a_file_of_placeholders_is_read(tmp_path):
   content = {"state": {"step": "PLACEHOLDER://state.step"}}
   content["target"] = traverse_util.unflatten_dict(entries, sep="/")
   (tmp_path / "state" / "checkpoint").write_bytes(msgpack.packb(content))
-  assert_same(load_t5x_language_model(tmp_path, CONFIG).params, CONFIG)
+  assert_same(read_checkpoint(tmp_path, CONFIG), CONFIG)
 
 
 def test_logits_equal_those_of_the_hugging_face_folder(tmp_path):
   save_language_model(tmp_path / "hf", CONFIG, random_params(CONFIG))
   write_legacy(tmp_path / "checkpoint_1", unscanned(CONFIG))
   expected = load_language_model(tmp_path / "hf")
-  lm = load_t5x_language_model(tmp_path / "checkpoint_1", expected.config)
+  lm = load_language_model(tmp_path / "checkpoint_1")
+  assert lm.config == expected.config
   rng = np.random.default_rng(1)
   tokens, targets = rng.integers(2, 96, (2, 9)), rng.integers(2, 96, (2, 4))
   mask = np.ones((2, 9), bool)
@@ -174,11 +173,11 @@ def test_logits_equal_those_of_the_hugging_face_folder(tmp_path):
 
 def test_weights_are_cast_on_request(tmp_path):
   write_legacy(tmp_path / "c", unscanned(CONFIG, "float64"))
-  assert_same(load_t5x_language_model(tmp_path / "c", CONFIG).params, CONFIG)
-  cast = load_t5x_language_model(tmp_path / "c", CONFIG, dtype="bfloat16")
-  assert {leaf.dtype for leaf in jax.tree.leaves(cast.params)} == {jnp.dtype(jnp.bfloat16)}
+  assert_same(read_checkpoint(tmp_path / "c", CONFIG), CONFIG)
+  cast = read_checkpoint(tmp_path / "c", CONFIG, dtype="bfloat16")
+  assert {leaf.dtype for leaf in jax.tree.leaves(cast)} == {jnp.dtype(jnp.bfloat16)}
   with pytest.raises(UserError, match="float64"):
-    load_t5x_language_model(tmp_path / "c", CONFIG, dtype="float64")
+    read_checkpoint(tmp_path / "c", CONFIG, dtype="float64")
 
 
 @pytest.mark.parametrize("step", ["arrays", "manifest"])
@@ -202,7 +201,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path):
   zeros = jax.tree.map(np.zeros_like, random_params(CONFIG))
   with pytest.raises(UserError, match="checkpoint_5 exists"):
     save_t5x_checkpoint(tmp_path, CONFIG, zeros, 5)
-  assert_same(load_t5x_language_model(folder, CONFIG).params, CONFIG)
+  assert_same(read_checkpoint(folder, CONFIG), CONFIG)
 
 
 def test_params_that_do_not_fit_the_config_are_not_saved(tmp_path):
@@ -217,7 +216,7 @@ def test_large_arrays_are_cut_into_chunks(tmp_path, monkeypatch):
   monkeypatch.setattr(t5x_format, "_CHUNK_BYTES", 1000)
   folder = save_t5x_checkpoint(tmp_path, CONFIG, random_params(CONFIG), 5)
   assert len(list((folder / folder_of("token_embedder/embedding")).glob("[0-9]*"))) == 14
-  assert_same(load_t5x_language_model(folder, CONFIG).params, CONFIG)
+  assert_same(read_checkpoint(folder, CONFIG), CONFIG)
 
 
 def test_a_bucket_becomes_a_description_for_tensorstore():

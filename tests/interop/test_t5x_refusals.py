@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from slm_jax.errors import UserError
-from slm_jax.interop.t5x_checkpoint import load_t5x_language_model
 from tests.t5x_folders import (
   CONFIG,
   UMT5,
   WO,
   folder_of,
+  read_checkpoint,
   scanned,
   unscanned,
   write_legacy,
@@ -59,7 +59,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, damage, names):
   damage(leaves)
   write_legacy(tmp_path / "c", leaves)
   with pytest.raises(UserError) as caught:
-    load_t5x_language_model(tmp_path / "c", CONFIG)
+    read_checkpoint(tmp_path / "c", CONFIG)
   for part in (*names, str(tmp_path / "c")):
     assert part in str(caught.value)
   assert "\n" not in str(caught.value)
@@ -82,7 +82,7 @@ def test_a_wrong_config_is_told_what_the_checkpoint_seems_to_have(tmp_path, form
     "per_layer_relpos": False,
   }
   with pytest.raises(UserError) as caught:
-    load_t5x_language_model(tmp_path / "c", dataclasses.replace(UMT5, **changes))
+    read_checkpoint(tmp_path / "c", dataclasses.replace(UMT5, **changes))
   for field, value in changes.items():
     assert f"{field}={getattr(UMT5, field)} where the config has {value}" in str(caught.value)
 
@@ -147,17 +147,17 @@ def test_a_damaged_checkpoint_is_a_users_error(tmp_path, damage, message):
   folder = tmp_path / "checkpoint_5"
   damage(folder, write_legacy(folder, unscanned(CONFIG)))
   with pytest.raises(UserError, match=re.escape(message)) as caught:
-    load_t5x_language_model(folder, CONFIG)
+    read_checkpoint(folder, CONFIG)
   assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_of_checkpoints_is_told_apart(tmp_path):
   write_legacy(tmp_path / "checkpoint_5", unscanned(CONFIG))
   with pytest.raises(UserError, match="name one of the checkpoints in it: checkpoint_5"):
-    load_t5x_language_model(tmp_path, CONFIG)
+    read_checkpoint(tmp_path, CONFIG)
 
 
 def test_an_empty_orbax_folder_is_a_users_error(tmp_path):
   (tmp_path / "state").mkdir()
   with pytest.raises(UserError, match="state holds no parameters"):
-    load_t5x_language_model(tmp_path, CONFIG)
+    read_checkpoint(tmp_path, CONFIG)

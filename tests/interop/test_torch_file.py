@@ -37,11 +37,11 @@ def save(state, path: Path, zipped: bool = True, **options) -> Path:
 
 def assert_same(path: Path, state: dict) -> None:
   file = TorchFile(path)
-  assert list(file.shapes) == list(state)
+  assert list(file.tensors) == list(state)
   for name, tensor in state.items():
     array = file.read(name)
     tensor = tensor.detach()
-    assert array.shape == file.shapes[name] == tuple(tensor.shape), name
+    assert array.shape == file.tensors[name].shape == tuple(tensor.shape), name
     assert array.dtype.name == str(tensor.dtype).removeprefix("torch."), name
     assert array.flags.c_contiguous and array.flags.writeable, name
     # Bytes, so that bfloat16 needs no second reader and NaN equals itself.
@@ -202,7 +202,7 @@ def test_a_published_folder_without_model_type(tmp_path, family):
 def test_safetensors_win_and_a_folder_without_weights_names_all_four(lm_folder, tmp_path):
   (tmp_path / "model.safetensors").write_bytes((lm_folder / "model.safetensors").read_bytes())
   (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
-  assert TensorFolder(tmp_path).shapes["shared.weight"] == (32, 8)
+  assert TensorFolder(tmp_path).tensors["shared.weight"].shape == (32, 8)
   (tmp_path / "model.safetensors").unlink()
   with pytest.raises(UserError, match="pytorch_model.bin is not a readable"):
     TensorFolder(tmp_path)
@@ -222,13 +222,13 @@ def test_floats_of_a_bin_are_checked_as_those_of_safetensors(tmp_path):
   }
   save(state, tmp_path / "pytorch_model.bin")
   folder = TensorFolder(tmp_path)
-  double = folder.read("double")
+  double = folder.parameter("double").read()
   assert double.dtype == np.float32
   np.testing.assert_array_equal(double, np.array([0.1, -2.0], np.float32))
-  assert folder.read("double", "bfloat16").dtype.name == "bfloat16"
+  assert folder.parameter("double", "bfloat16").read().dtype.name == "bfloat16"
   for name, message in (("too large", "NaN or inf"), ("nan", "NaN or inf"), ("whole", "int64")):
     with pytest.raises(UserError, match=f"pytorch_model.bin: {name} .*{message}"):
-      folder.read(name)
+      folder.parameter(name).read()
 
 
 @pytest.mark.parametrize(

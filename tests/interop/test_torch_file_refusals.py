@@ -335,7 +335,7 @@ def test_a_file_with_any_byte_changed_is_read_or_a_users_error(tmp_path, zipped)
       path.write_bytes(whole[:position] + bytes([byte]) + whole[position + 1 :])
       try:
         file = TorchFile(path)
-        for name in file.shapes:
+        for name in file.tensors:
           file.read(name)
       except UserError:
         refused += 1

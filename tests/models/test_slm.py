@@ -58,7 +58,8 @@ def slm(tiny_bases):
   )
   boxed = jax.jit(built.objective.init)(jax.random.key(0), batch)
   fresh = nn.unbox(boxed)
-  params = {**built.finish(fresh, built.loaded), **built.loaded}
+  loaded = jax.tree.map(jnp.asarray, built.loaded)
+  params = {**built.finish(fresh, loaded), **loaded}
   return built.objective.model, params, batch
 
 

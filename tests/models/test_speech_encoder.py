@@ -9,8 +9,8 @@ import pytest
 from flax import linen as nn
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.models.partitioning import RULES
 from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
-from slm_jax.training.sharding import RULES
 
 CONFIG = ConformerConfig(
   num_layers=2, model_dim=16, num_heads=2, num_mel_bins=16, subsampling_channels=(4, 4),

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from slm_jax.errors import UserError
+from slm_jax.models import partitioning
 from slm_jax.training import sharding
 from slm_jax.training.sharding import MeshConfig, make_mesh
 
@@ -29,16 +30,16 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 def test_axis_without_a_rule_is_an_error():
   mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   with pytest.raises(ValueError, match="embedd"):
-    sharding.resolve(("embedd", "mlp"), (8, 8), mesh)
+    partitioning.resolve(("embedd", "mlp"), (8, 8), mesh)
   with pytest.raises(ValueError, match="no logical axis names"):
-    sharding.parameter_shardings({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}, mesh)
+    partitioning.parameter_shardings({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}, mesh)
 
 
 def test_axes_follow_the_rules_unless_sizes_do_not_divide():
   mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  assert sharding.resolve(("embed", "mlp"), (8, 8), mesh) == PartitionSpec("fsdp", "tensor")
-  assert sharding.resolve(("embed", "mlp"), (7, 8), mesh) == PartitionSpec(None, "tensor")
-  assert sharding.resolve(("mlp", "joined_kv"), (8, 8), mesh) == PartitionSpec("tensor", None)
+  assert partitioning.resolve(("embed", "mlp"), (8, 8), mesh) == PartitionSpec("fsdp", "tensor")
+  assert partitioning.resolve(("embed", "mlp"), (7, 8), mesh) == PartitionSpec(None, "tensor")
+  assert partitioning.resolve(("mlp", "joined_kv"), (8, 8), mesh) == PartitionSpec("tensor", None)
 
 
 def test_boxed_parameters_get_named_shardings():
@@ -49,7 +50,7 @@ def test_boxed_parameters_get_named_shardings():
       jax.random.key(0), jnp.ones((1, 4))
     )
   )
-  found = sharding.parameter_shardings(boxed, mesh)
+  found = partitioning.parameter_shardings(boxed, mesh)
   assert found["params"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
 
 

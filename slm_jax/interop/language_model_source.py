@@ -1,0 +1,121 @@
+"""T5-family language models from any source: a Hugging Face folder or a T5X checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+
+from slm_jax.errors import UserError
+from slm_jax.interop import safetensors_folder as folders
+from slm_jax.interop import t5x_checkpoint, t5x_format
+from slm_jax.interop.hf_t5 import open_hf_language_model
+from slm_jax.interop.placement import place_all
+from slm_jax.interop.stored_parameter import StoredParameter
+from slm_jax.models.language_model import LanguageModel
+from slm_jax.models.partitioning import parameter_shardings
+from slm_jax.models.t5 import T5, T5Config
+
+REMOTE_PREFIX = "gs://"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredLanguageModel:
+  """A model whose weights still lie in its files.
+
+  Attributes:
+    config: shape of the model.
+    parameters: by path, T5X's names.
+    tokenizer_path: its SentencePiece model, None if there is none.
+  """
+
+  config: T5Config
+  parameters: dict[str, StoredParameter]
+  tokenizer_path: Path | None
+
+  @property
+  def params(self) -> dict:
+    """The parameters as a nested dict."""
+    return traverse_util.unflatten_dict(self.parameters, sep="/")
+
+  @property
+  def tokenizer(self) -> Any:
+    """A new SentencePiece processor, or None."""
+    return None if self.tokenizer_path is None else folders.open_tokenizer(self.tokenizer_path)
+
+
+def open_language_model(
+  path: Path | str, *, dtype: str | None = None, tokenizer: Path | str | None = None
+) -> StoredLanguageModel:
+  """Opens a model without reading its weights.
+
+  Args:
+    path: a Hugging Face folder (config.json, with safetensors or pytorch_model.bin), or a T5X
+      checkpoint (`checkpoint_<step>`), which may be gs://bucket/….
+    dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
+    tokenizer: SentencePiece model; None takes spiece.model in the folder, or beside a checkpoint.
+
+  Raises:
+    UserError: neither of the two, a file is missing or damaged, or a tensor is missing, surplus or
+      mis-shaped; or the shapes of a checkpoint leave open what model it is.
+  """
+  folder = Path(path)
+  if is_remote(path) or t5x_format.is_checkpoint(folder):
+    config, parameters = t5x_checkpoint.open_t5x_language_model(path, dtype=dtype)
+    beside = () if is_remote(path) else (folder, folder.resolve().parent)
+  else:
+    config, parameters = open_hf_language_model(folder, dtype=dtype)
+    beside = (folder,)
+  if tokenizer is not None:
+    if not Path(tokenizer).is_file():
+      raise UserError(f"tokenizer {tokenizer} does not exist; expected a SentencePiece model")
+    found = Path(tokenizer)
+  else:
+    files = (place / folders.TOKENIZER_NAME for place in beside)
+    found = next((file for file in files if file.is_file()), None)
+  return StoredLanguageModel(config=config, parameters=parameters, tokenizer_path=found)
+
+
+def load_language_model(
+  path: Path | str,
+  *,
+  dtype: str | None = None,
+  mesh: Mesh | None = None,
+  tokenizer: Path | str | None = None,
+) -> LanguageModel:
+  """Reads a T5, T5 1.1, mT5 or umT5 model onto devices, one parameter, or shard of it, at a time.
+
+  Computation is in fp32 unless `config.dtype` is replaced.
+
+  Args:
+    path, dtype, tokenizer: as of `open_language_model`.
+    mesh: spreads the parameters by the rules of `slm_jax.models.partitioning`, each process reading
+      only its own slices; None puts them on the default device.
+
+  Raises:
+    UserError: as of `open_language_model`; or tensors hold NaN or infinite values.
+  """
+  source = open_language_model(path, dtype=dtype, tokenizer=tokenizer)
+  # A damaged tokenizer is found before gigabytes are read.
+  processor = source.tokenizer
+  shardings = None if mesh is None else _shardings(source.config, mesh)
+  placed = place_all(source.parameters, shardings)
+  return LanguageModel(source.config, traverse_util.unflatten_dict(placed, sep="/"), processor)
+
+
+def _shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:
+  """Where each parameter belongs, by path."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens == 0, tokens)
+  flat: dict[str, Any] = traverse_util.flatten_dict(
+    parameter_shardings(boxed["params"], mesh), sep="/"
+  )
+  return flat
+
+
+def is_remote(path: Path | str) -> bool:
+  """Whether it is in a bucket."""
+  return str(path).startswith(REMOTE_PREFIX)
