@@ -12,9 +12,12 @@ MODES = {
   "train": "train an adapter (or continue a run) from a gin file",
   "eval": "score a trained adapter on SeqIO tasks and write a report",
   "infer": "answer instructions about audio files",
+  "import": "write public T5-family weights as a folder that runs load",
   "tasks": "list SeqIO tasks, or fill their caches",
   "pretrain": "train one of the two frozen models of the miniature",
 }
+# A mode whose name is a word of Python's has its module under another.
+_MODULES = {"import": "importing"}
 USAGE = (
   "usage: slm_jax MODE [flags]   (slm_jax MODE --help shows an example)\n\nmodes:\n"
   + "".join(f"  {name:<9} {text}\n" for name, text in MODES.items())
@@ -72,7 +75,7 @@ def main(argv: list[str]) -> int:
     _quiet_environment()
     # Tasks and gin files are found from the working directory, as in T5X.
     sys.path.insert(0, os.getcwd())
-    return importlib.import_module(f"slm_jax.cli.{mode}").run(rest)
+    return importlib.import_module(f"slm_jax.cli.{_MODULES.get(mode, mode)}").run(rest)
   except UserError as error:
     print(f"slm_jax: error: {error}", file=sys.stderr)
     return 2

@@ -1,0 +1,137 @@
+"""Public weights into a folder of ours, tensor by tensor: the logic of the `import` mode."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from slm_jax.errors import UserError
+from slm_jax.interop import safetensors_folder as folders
+from slm_jax.interop.hf_t5 import save_language_model
+from slm_jax.interop.language_model_source import (
+  StoredLanguageModel,
+  is_remote,
+  open_language_model,
+)
+from slm_jax.interop.speech_encoder_folder import (
+  MODEL_TYPE,
+  StoredSpeechEncoder,
+  open_speech_encoder,
+  save_speech_encoder,
+)
+
+# Other files of a tokenizer that Hugging Face folders have; this package reads spiece.model alone.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Import:
+  """What is about to be written.
+
+  Attributes:
+    model: the opened source.
+    source, output: folders; `source` may be in a bucket.
+    copied: files of the tokenizer besides spiece.model.
+  """
+
+  model: StoredLanguageModel | StoredSpeechEncoder
+  source: Path | str
+  output: Path
+  copied: tuple[Path, ...]
+
+  @property
+  def parameter_count(self) -> int:
+    return sum(one.size for one in self.model.parameters.values())
+
+  @property
+  def byte_count(self) -> int:
+    return sum(one.size * one.dtype.itemsize for one in self.model.parameters.values())
+
+
+def open_import(
+  source: Path | str,
+  output: Path | str,
+  *,
+  dtype: str | None = None,
+  tokenizer: Path | str | None = None,
+) -> Import:
+  """Looks at everything but the weights' values.
+
+  Args:
+    source: what `open_language_model` takes, or a folder of `save_speech_encoder`.
+    output: a folder that does not exist yet.
+    dtype, tokenizer: as of `open_language_model`.
+
+  Raises:
+    UserError: `output` exists, the disk has too little room, or the source cannot be opened.
+  """
+  output = Path(output)
+  if os.path.lexists(output):
+    raise UserError(f"output {output} exists; nothing is overwritten, remove it or choose another")
+  if _is_speech_encoder(source):
+    if tokenizer is not None:
+      raise UserError(
+        f"{source} is a speech encoder, it brings its tokenizer; leave --tokenizer out"
+      )
+    model = open_speech_encoder(source, dtype=dtype)
+  else:
+    model = open_language_model(source, dtype=dtype, tokenizer=tokenizer)
+  # A damaged one is found before gigabytes are written.
+  _ = model.tokenizer
+  copied = () if is_remote(source) else tuple(Path(source) / name for name in _TOKENIZER_FILES)
+  job = Import(
+    model=model,
+    source=source,
+    output=output,
+    copied=tuple(file for file in copied if file.is_file()),
+  )
+  above = next(folder for folder in output.absolute().parents if folder.is_dir())
+  if (free := shutil.disk_usage(above).free) < job.byte_count:
+    raise UserError(
+      f"output {output} needs {job.byte_count:,} bytes, its disk has {free:,}; free some or choose "
+      "another, or a smaller --dtype"
+    )
+  return job
+
+
+def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], None]) -> None:
+  """Writes the folder, one tensor in memory at a time; it appears, whole, at the end.
+
+  Args:
+    max_shard_bytes: weights beyond it go into several files.
+    report: told the bytes of every tensor when it is written.
+
+  Raises:
+    UserError: a tensor holds NaN or infinite values, or cannot be read or written.
+  """
+  temporary = job.output.with_name(f".{job.output.name}.importing-{time.time_ns()}")
+  temporary.mkdir(parents=True)
+  try:
+    for file in job.copied:
+      folders.write_bytes(temporary / file.name, file.read_bytes())
+    model = job.model
+    if isinstance(model, StoredLanguageModel):
+      save_language_model(
+        temporary,
+        model.config,
+        model.params,
+        model.tokenizer_path,
+        max_shard_bytes=max_shard_bytes,
+        report=report,
+      )
+    else:
+      save_speech_encoder(
+        temporary, model.config, model.params, model.tokenizer_path, report=report
+      )
+    os.rename(temporary, job.output)
+  except OSError as error:
+    raise UserError(f"output {job.output} cannot be written: {error}") from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_speech_encoder(source: Path | str) -> bool:
+  file = Path(source) / folders.CONFIG_NAME
+  return file.is_file() and folders.read_config(source).get("model_type") == MODEL_TYPE
