@@ -113,6 +113,7 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
 
   step_fn = CompiledSteps(
     make_train_step(built.objective, optimizer, config.num_microbatches),
+    state,
     max_shapes=max(1, len(getattr(config.train_dataset, "length_buckets", ()))),
     report=progress.note,
   )
@@ -176,8 +177,13 @@ class CompiledSteps:
   Raises UserError when a batch of one shape more than declared arrives: such a run would go on compiling.
   """
 
-  def __init__(self, step: Callable, *, max_shapes: int, report: Callable[[str], None]):
-    self._jitted = jax.jit(step, donate_argnums=0)
+  def __init__(
+    self, step: Callable, state: TrainState, *, max_shapes: int, report: Callable[[str], None]
+  ):
+    # A step leaves the state where it was. Left to itself the compiler may choose other shardings or drop the names of
+    # mesh axes of size 1; every shape compiled later would then be another program, unknown to the compilation cache.
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     self._compiled: dict[tuple, Callable] = {}
     self._max_shapes = max_shapes
     self._report = report

@@ -8,6 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig
@@ -55,6 +56,10 @@ def losses(config) -> list[float]:
   from pathlib import Path
 
   return [line["loss"] for line in read_scalars(Path(config.model_dir) / "train.jsonl")]
+
+
+def shardings(tree) -> list:
+  return [leaf.sharding for leaf in jax.tree.leaves(tree)]
 
 
 def assert_same(a: dict, b: dict):
@@ -106,6 +111,18 @@ def test_resume_equals_uninterrupted_bitwise(tmp_path, tiny_bases):
   resumed = train(cut, FakeBatches(DATASET))
   assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
   assert losses(make_config(tmp_path / "whole", tiny_bases)) == losses(cut)
+
+
+def test_state_stays_where_it_is_so_that_the_compilation_cache_knows_a_resumed_run(
+  tmp_path, tiny_bases
+):
+  config = make_config(tmp_path, tiny_bases, mesh=MeshConfig(data=8), total_steps=1)
+  first = train(config, FakeBatches(DATASET)).state
+  config = make_config(tmp_path, tiny_bases, mesh=MeshConfig(data=8), total_steps=2)
+  assert shardings(train(config, FakeBatches(DATASET)).state) == shardings(first)
+  specs = [sharding.spec for sharding in shardings(first)]
+  # An axis of size 1 keeps its name.
+  assert PartitionSpec("fsdp", "tensor") in specs
 
 
 def test_sigterm_saves_and_resumes_exactly(tmp_path, tiny_bases):
