@@ -107,8 +107,8 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
     UserError: a tensor holds NaN or infinite values, or cannot be read or written.
   """
   temporary = job.output.with_name(f".{job.output.name}.importing-{time.time_ns()}")
-  temporary.mkdir(parents=True)
   try:
+    temporary.mkdir(parents=True)
     for file in job.copied:
       folders.write_bytes(temporary / file.name, file.read_bytes())
     model = job.model

@@ -67,6 +67,7 @@ def open_language_model(
     config, parameters = t5x_checkpoint.open_t5x_language_model(path, dtype=dtype)
     beside = () if is_remote(path) else (folder, folder.resolve().parent)
   else:
+    _check_is_folder_of_a_model(folder)
     config, parameters = open_hf_language_model(folder, dtype=dtype)
     beside = (folder,)
   if tokenizer is not None:
@@ -104,6 +105,17 @@ def load_language_model(
   shardings = None if mesh is None else _shardings(source.config, mesh)
   placed = place_all(source.parameters, shardings)
   return LanguageModel(source.config, traverse_util.unflatten_dict(placed, sep="/"), processor)
+
+
+def _check_is_folder_of_a_model(folder: Path) -> None:
+  if not folder.is_dir() or (folder / folders.CONFIG_NAME).is_file():
+    return
+  inside = sorted(child.name for child in folder.glob("checkpoint_*") if child.is_dir())
+  hint = f"; name one of the checkpoints in it: {t5x_format.some(inside)}" if inside else ""
+  raise UserError(
+    f"{folder} holds neither {folders.CONFIG_NAME} (a Hugging Face folder) nor "
+    f"{t5x_format.FILE_NAME} or {t5x_format.ORBAX_FOLDER}/ (a T5X checkpoint){hint}"
+  )
 
 
 def _shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:

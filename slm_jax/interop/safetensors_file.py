@@ -83,7 +83,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
       raise ValueError(f"its header goes beyond the file's {size} bytes or is implausibly large")
     content = file.read(length)
   try:
-    header = json.loads(content, object_pairs_hook=_unique)
+    header = json.loads(content.decode(), object_pairs_hook=_unique)
   except RecursionError as error:
     raise ValueError("its header is nested too deeply") from error
   if not isinstance(header, dict):

@@ -152,6 +152,8 @@ class StoredParameter:
       sizes[-2:] = sizes[:-3:-1]
     result = np.empty(sizes, self.dtype)
     whole = np.swapaxes(result, -1, -2) if self.transposed else result
+    if result.size == 0:
+      return whole
     if self.layers == "apart":
       jobs = list(zip(self.tensors[ranges[0]], whole, strict=True))
       inner = ranges[1:]

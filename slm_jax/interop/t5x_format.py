@@ -32,7 +32,7 @@ VERSION = 3
 _READABLE_VERSIONS = (2, VERSION)
 _LOCAL_DRIVERS = ("file", "gfile")
 _REMOTE_DRIVERS = ("gcs", "gs")
-_ORBAX_FOLDER = "state"
+ORBAX_FOLDER = "state"
 _PLACEHOLDER = "PLACEHOLDER://"
 _CHUNKED = "__msgpack_chunked_array__"
 _NDARRAY_CODES = (1, 3)  # Flax's extension types of arrays and of NumPy scalars
@@ -43,7 +43,7 @@ _STORE_ERRORS = (ValueError, KeyError, IndexError, OSError, NotImplementedError,
 
 def is_checkpoint(folder: Path) -> bool:
   """Whether a local folder is laid out as a checkpoint of T5X."""
-  return (folder / FILE_NAME).is_file() or (folder / _ORBAX_FOLDER).is_dir()
+  return (folder / FILE_NAME).is_file() or (folder / ORBAX_FOLDER).is_dir()
 
 
 def open_target(path: Path | str) -> dict[str, StoredTensor]:
@@ -61,7 +61,7 @@ def open_target(path: Path | str) -> dict[str, StoredTensor]:
   content = _read_file(root, FILE_NAME, str(path))
   if content is not None:
     return _from_tree(_legacy_tree(content, f"{path}/{FILE_NAME}"), root, str(path))
-  state, label = root / f"{_ORBAX_FOLDER}/", f"{path}/{_ORBAX_FOLDER}"
+  state, label = root / f"{ORBAX_FOLDER}/", f"{path}/{ORBAX_FOLDER}"
   if _read_file(state, "manifest.ocdbt", label) is not None:
     database = {"driver": "ocdbt", "base": state.spec().to_json()}
     return _from_keys(ts.KvStore.open(database).result(), label)
@@ -164,7 +164,7 @@ def _check_local(folder: Path) -> None:
     return
   inside = sorted(child.name for child in folder.glob("checkpoint_*") if child.is_dir())
   hint = f"; name one of the checkpoints in it: {some(inside)}" if inside else ""
-  raise UserError(f"{folder} holds neither the file {FILE_NAME} nor {_ORBAX_FOLDER}/{hint}")
+  raise UserError(f"{folder} holds neither the file {FILE_NAME} nor {ORBAX_FOLDER}/{hint}")
 
 
 def _read_file(store: ts.KvStore, key: str, label: str) -> bytes | None:
