@@ -29,10 +29,12 @@ def source(tmp_path_factory) -> Path:
   """mT5 in bfloat16, by transformers."""
   torch.manual_seed(0)
   config = transformers.MT5Config(
-    vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, tie_word_embeddings=False
+    vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4
   )
   folder = tmp_path_factory.mktemp("public")
-  transformers.MT5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+  model = transformers.MT5ForConditionalGeneration(config)
+  model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
+  model.to(torch.bfloat16).save_pretrained(folder)
   return folder
 
 
