@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from slm_jax.models.generation_config import GenerationConfig, GenerationResult, Step
 from slm_jax.models.t5 import DecodingCache, T5Config
@@ -36,6 +37,7 @@ def beam_search(
   limits: jax.Array,
   config: GenerationConfig,
   model: T5Config,
+  rows: NamedSharding | None,
 ) -> GenerationResult:
   """Keeps and stops as Hugging Face Transformers does.
 
@@ -50,6 +52,7 @@ def beam_search(
     limits: int32 [B], most new tokens of a row, 1 to T.
     config: how to choose tokens.
     model: pad, EOS, V.
+    rows: how rows are spread over a mesh, if they are.
 
   Returns:
     ids [B, K, T] and scores [B, K], best first.
@@ -61,22 +64,23 @@ def beam_search(
 
   def extend(state: _Beams) -> _Beams:
     logits, log_z, cache = step(state.tokens, state.index, state.cache)
-    scores, parents, tokens = _best_continuations(logits, log_z, state.open_scores)  # [B, 2K] each
+    scores, parents, tokens = _best_continuations(logits, log_z, state.open_scores, rows)
     ids = _pick(state.open_ids, parents)
     ids = jax.lax.dynamic_update_slice(ids, tokens[..., None], (0, 0, state.index))
     length = state.index + 1
     at_limit = length >= limits
     ends = (tokens == model.eos_id) | at_limit[:, None]
 
-    open_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _NONE, scores), beams)
+    open_scores, chosen = _top_k(jnp.where(ends, scores + _NONE, scores), beams, rows)
 
     admitted = ends & (jnp.arange(2 * beams) < beams) & state.improvable[:, None]
     candidates = jnp.where(admitted, scores / _penalty(length, config), _NONE)
     merged_scores = jnp.concatenate([state.ended_scores, candidates], axis=1)
-    ended_scores, kept = jax.lax.top_k(merged_scores, beams)
+    ended_scores, kept = _top_k(merged_scores, beams, rows)
     ended_ids = _pick(jnp.concatenate([state.ended_ids, ids], axis=1), kept)
     is_ended = _pick(jnp.concatenate([state.is_ended, admitted], axis=1), kept)
 
+    # The limit closes a row whatever its scores are: comparisons with NaN never would.
     closed = at_limit | _is_closed(open_scores, ended_scores, is_ended, length, limits, config)
     parent_of_open = _pick(parents, chosen)
     return _Beams(
@@ -133,7 +137,7 @@ def _is_closed(open_scores, ended_scores, is_ended, length, limits, config) -> j
 
 
 def _best_continuations(
-  logits: jax.Array, log_z: jax.Array, open_scores: jax.Array
+  logits: jax.Array, log_z: jax.Array, open_scores: jax.Array, rows: NamedSharding | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The 2K best ways to continue, best first.
 
@@ -141,17 +145,32 @@ def _best_continuations(
     logits: [B, K, V].
     log_z: the logarithm of the probabilities' denominator, [B, K].
     open_scores: sums of log-probabilities so far, [B, K].
+    rows: as in `beam_search`.
 
   Returns:
     (scores, the beams they continue, their tokens), [B, 2K] each.
   """
-  batch, beams, vocab = logits.shape
-  # A row's best 2K are among the best 2K of each beam. On CPU top_k is fast in two dimensions only.
-  best, tokens = jax.lax.top_k(logits.reshape(-1, vocab), 2 * beams)
-  log_probs = best.reshape(batch, beams, -1) - log_z[..., None] + open_scores[..., None]
-  scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), 2 * beams)
+  batch, beams, _ = logits.shape
+  # A row's best 2K are among the best 2K of each beam.
+  best, tokens = _top_k(logits, 2 * beams, rows)
+  log_probs = best - log_z[..., None] + open_scores[..., None]
+  scores, flat = _top_k(log_probs.reshape(batch, -1), 2 * beams, rows)
   tokens = jnp.take_along_axis(tokens.reshape(batch, -1), flat, axis=1)
   return scores, flat // (2 * beams), tokens
+
+
+def _top_k(values: jax.Array, k: int, rows: NamedSharding | None) -> tuple[jax.Array, jax.Array]:
+  """The k greatest along the last axis of values [B, …, V], and their indices, [B, …, k] each."""
+
+  def top_k(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # On CPU this is fast in two dimensions only.
+    best, indices = jax.lax.top_k(x.reshape(-1, x.shape[-1]), k)
+    return best.reshape(*x.shape[:-1], k), indices.reshape(*x.shape[:-1], k)
+
+  if rows is None:
+    return top_k(values)
+  # XLA does not split it along the batch by itself, but gathers all rows on every device.
+  return jax.shard_map(top_k, mesh=rows.mesh, in_specs=rows.spec, out_specs=rows.spec)(values)
 
 
 def _pick(values: jax.Array, beams: jax.Array) -> jax.Array:

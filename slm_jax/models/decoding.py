@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from slm_jax.models.beam_search import beam_search
 from slm_jax.models.generation_config import GenerationConfig, GenerationResult
 from slm_jax.models.sampling import sample
-from slm_jax.models.t5 import T5, T5Config
+from slm_jax.models.t5 import T5, DecodingCache, T5Config
 
 
 def generate(
@@ -35,7 +36,8 @@ def generate(
     t5: the model.
     params: its parameters, unboxed.
     memory: the encoder's output [B, S, D].
-    mask: bool [B, S], True = real.
+    mask: bool [B, S], True = real. If its rows are spread over the devices of a mesh, so is the
+      KV cache.
     config: how to choose tokens.
     prefix: int32 [B, P], tokens that every row's output is made to begin with, without the start
       token; rows are padded at the end with `pad_id` and may be of any length, 0 included. As with
@@ -63,7 +65,16 @@ def generate(
   unseeded = dataclasses.replace(config, seed=0)
   limits = jnp.asarray(max_lengths, jnp.int32)
   prefix = jnp.asarray(prefix, jnp.int32)
-  return _generate(t5.config, unseeded, params, memory, mask, prefix, limits, config.seed)
+  rows = _row_sharding(mask)
+  return _generate(t5.config, unseeded, rows, params, memory, mask, prefix, limits, config.seed)
+
+
+def _row_sharding(mask: jax.Array) -> NamedSharding | None:
+  """How rows are spread over a mesh, or None if they are not; unknown while a caller is traced."""
+  sharding = getattr(mask, "sharding", None)
+  if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+    return None
+  return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
 
 
 def _check_limits(max_lengths: jax.Array | np.ndarray, batch: int, most: int) -> None:
@@ -76,9 +87,17 @@ def _check_limits(max_lengths: jax.Array | np.ndarray, batch: int, most: int) ->
     raise ValueError(f"max_lengths={max_lengths}: expected 1 to max_new_tokens={most}")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
-  t5_config: T5Config, config: GenerationConfig, params, memory, mask, prefix, limits, seed
+  t5_config: T5Config,
+  config: GenerationConfig,
+  rows: NamedSharding | None,
+  params,
+  memory,
+  mask,
+  prefix,
+  limits,
+  seed,
 ):
   # Any: the type of what a method returns does not survive `apply`.
   apply: Any = functools.partial(T5(t5_config).apply, {"params": params})
@@ -92,10 +111,12 @@ def _generate(
   # Beams, and draws from the same row, begin alike.
   beams = max(config.num_beams, config.num_return_sequences)
   cache = cache._replace(tokens=jax.tree.map(lambda x: jnp.repeat(x, beams, 2), cache.tokens))
+  cache = _spread_rows(cache, rows)
   tokens = jnp.repeat(given[:, -1:], beams, axis=1)
 
   def step(tokens, index, cache):
     logits, cache = apply(tokens[..., None], before + index, cache, mask, method="decode_step")
+    cache = _spread_rows(cache, rows)
     logits = logits[:, :, 0]  # [B, K, V]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     if config.min_new_tokens:
@@ -105,12 +126,31 @@ def _generate(
 
   limits = jnp.clip(limits, 1, config.max_new_tokens)
   if config.num_beams > 1:
-    result = beam_search(step, cache, tokens, limits, config, t5_config)
+    result = beam_search(step, cache, tokens, limits, config, t5_config, rows)
   else:
     result = sample(step, cache, tokens, limits, config, t5_config, jax.random.key(seed))
   if config.num_return_sequences == 1:
     return GenerationResult(result.ids[:, 0], result.scores[:, 0])
   return jax.tree.map(lambda x: x[:, : config.num_return_sequences], result)
+
+
+def _spread_rows(cache: DecodingCache, rows: NamedSharding | None) -> DecodingCache:
+  """Spreads [L, B, …] as the rows of the batch are.
+
+  Left alone, XLA keeps the weights where they are, and splits D over `fsdp` instead of the batch:
+  then every device of that axis holds the keys and values of the same rows.
+  """
+  if rows is None:
+    return cache
+  free = PartitionSpec.UNCONSTRAINED
+
+  def spread(x: jax.Array) -> jax.Array:
+    spec = PartitionSpec(free, rows.spec[0], *[free] * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(rows.mesh, spec))
+
+  return cache._replace(
+    memory=jax.tree.map(spread, cache.memory), tokens=jax.tree.map(spread, cache.tokens)
+  )
 
 
 def _given_tokens(prefix: jax.Array, pad_id: int) -> tuple[jax.Array, jax.Array]:

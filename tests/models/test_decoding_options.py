@@ -131,6 +131,16 @@ def test_a_prefix_and_limit_of_its_own_equal_the_row_alone(reference, lm, option
       np.testing.assert_allclose(result.scores[row], scores[0], rtol=1e-4)
 
 
+def test_a_row_of_nan_ends_and_leaves_the_others_alone(lm):
+  options = {"max_new_tokens": LENGTH, "num_beams": 4, "max_lengths": LIMITS}
+  expected = lm.generate(tokens=TOKENS, mask=MASK, prefix=PREFIX, **options)
+  prefix = PREFIX.copy()
+  prefix[3, 0] = 96  # outside the vocabulary
+  result = lm.generate(tokens=TOKENS, mask=MASK, prefix=prefix, **options)
+  others = np.arange(ROWS) != 3
+  np.testing.assert_array_equal(result.ids[others], expected.ids[others])
+
+
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_a_minimal_length_equals_torch(reference, lm, num_beams):
   options = {"max_new_tokens": LENGTH, "min_new_tokens": 6, "num_beams": num_beams}
