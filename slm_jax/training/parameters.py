@@ -1,6 +1,7 @@
 """Parameter trees as flat `{path: leaf}` dicts, and their split into trained and frozen."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 
@@ -8,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from slm_jax.errors import UserError
+
+_BLOCK_ELEMENTS = 2**20
 
 
 def flatten(tree: Mapping) -> dict:
@@ -63,34 +67,72 @@ def fingerprint(params: Mapping) -> str:
   Sums of integers are made where the shards lie and do not depend on how they lie; only these sums
   reach the host. A SHA-256 over them stands for the tree. It tells bases apart that were mistaken
   for each other: one changed element always changes it, any other difference all but surely. It is
-  no defence against weights made to have a given fingerprint.
+  no defence against weights made to have a given fingerprint. With several processes all must call.
 
   Args:
-    params: tree of arrays of at most 32 bits an element, on one set of devices.
+    params: tree of arrays of at most 32 bits an element.
   """
-  flat = flatten(params)
+  flat = {path: jnp.asarray(leaf) for path, leaf in flatten(params).items()}
+  # Every device is given its work before the first result is waited for.
+  started = [_shard_sums(leaf) for leaf in flat.values()]
+  sums = np.stack([sum(map(np.asarray, parts), np.zeros(2, np.uint32)) for parts in started])
+  elsewhere = np.array([not leaf.is_fully_addressable for leaf in flat.values()])
+  if elsewhere.any():
+    of_all = np.asarray(multihost_utils.process_allgather(sums))
+    sums = np.where(elsewhere[:, None], of_all.sum(axis=0, dtype=np.uint32), sums)
   digest = hashlib.sha256()
-  for (path, leaf), sums in zip(flat.items(), _sums(list(flat.values())), strict=True):
-    first, second = (int(one) for one in sums)
+  for (path, leaf), (first, second) in zip(flat.items(), sums.tolist(), strict=True):
     digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype} {first:08x}{second:08x}\n".encode())
   return digest.hexdigest()
 
 
+def _shard_sums(leaf: jax.Array) -> list[jax.Array]:
+  """uint32 [2] of every shard that is this process's to count."""
+  shape = leaf.shape if leaf.ndim > 1 else (1, leaf.size)
+  strides = [math.prod(shape[axis + 1 : -1]) for axis in range(len(shape) - 1)]
+  parts = []
+  for shard in leaf.addressable_shards:
+    # Of replicas, which may be on several processes, one counts.
+    if shard.replica_id != 0:
+      continue
+    index = shard.index if leaf.ndim > 1 else (slice(0, 1), *(shard.index or (slice(0, 1),)))
+    ranges = [range(*one.indices(size)) for one, size in zip(index, shape, strict=True)]
+    rows = np.zeros((), np.uint32)
+    for axis, stride in enumerate(strides):
+      rows = rows[..., None] + np.asarray(ranges[axis], np.uint32) * np.uint32(stride % 2**32)
+    parts.append(_two_sums(shard.data, rows.reshape(-1), np.uint32(ranges[-1].start)))
+  return parts
+
+
 @jax.jit
-def _sums(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-  """Two sums of every array's bits, modulo 2**32, each mixed with its position in another way."""
-  return [_two_sums(leaf) for leaf in leaves]
+def _two_sums(data: jax.Array, rows: jax.Array, first_column: jax.Array) -> jax.Array:
+  """Two sums modulo 2**32 over the bits of `data`, each mixed with their position in another way.
 
+  Args:
+    data: [..., C].
+    rows: uint32, for every index of the leading axes its row in the whole array.
+    first_column: uint32 [], column of the whole array at which `data` begins.
+  """
+  data = data.reshape(len(rows), data.shape[-1] if data.ndim else 1)
+  columns = first_column + jnp.arange(data.shape[1], dtype=jnp.uint32)
+  data = jax.lax.bitcast_convert_type(data, jnp.dtype(f"uint{8 * data.dtype.itemsize}"))
 
-def _two_sums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-  unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-  bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-  first, second = jnp.uint32(0x9E3779B9), jnp.uint32(0x7F4A7C15)
-  for axis in range(leaf.ndim):
-    position = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    first = _mix(first + position)
-    second = _mix(second ^ (position * jnp.uint32(0x9E3779B1)))
-  return jnp.sum(_mix(bits + first)), jnp.sum(_mix(bits ^ second))
+  def of(data: jax.Array, rows: jax.Array) -> jax.Array:
+    bits = data.astype(jnp.uint32)
+    first = _mix(_mix(rows + jnp.uint32(0x9E3779B9))[:, None] + columns)
+    second = _mix(_mix(rows ^ jnp.uint32(0x7F4A7C15))[:, None] ^ (columns * jnp.uint32(0x9E3779B1)))
+    return jnp.stack([jnp.sum(_mix(bits + first)), jnp.sum(_mix(bits ^ second))])
+
+  # In blocks, because XLA on CPUs holds what is summed.
+  block = max(1, min(len(rows), _BLOCK_ELEMENTS // max(1, data.shape[1])))
+  count = len(rows) // block
+
+  def add(i: jax.Array, sums: jax.Array) -> jax.Array:
+    slices = (jax.lax.dynamic_slice_in_dim(x, i * block, block) for x in (data, rows))
+    return sums + of(*slices)
+
+  sums = jax.lax.fori_loop(0, count, add, jnp.zeros(2, jnp.uint32))
+  return sums + of(data[count * block :], rows[count * block :])
 
 
 def _mix(x: jax.Array) -> jax.Array:

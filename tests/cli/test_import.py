@@ -198,13 +198,14 @@ def abstract(config: T5Config) -> dict:
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 import slm_jax.interop.import_folder
 import slm_jax.cli.importing
 from slm_jax.cli.main import main
 if sys.argv[1:]:
   assert main(["import", *sys.argv[1:]]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage, whose peak begins with that of the parent.
+print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
@@ -212,17 +213,18 @@ def peak_bytes(*argv: str) -> int:
   run = subprocess.run(
     [sys.executable, "-c", MEASURE, *argv], capture_output=True, text=True, check=True, timeout=300
   )
-  return int(run.stdout.splitlines()[-1])
+  return 1024 * int(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_host_memory_stays_below_two_of_the_largest_tensor(large, tmp_path, dtype):
+def test_host_memory_is_that_of_the_largest_tensor_and_a_block(large, tmp_path, dtype):
   total = sum(file.stat().st_size for file in large.glob("*.safetensors"))
   assert total > 350e6 and LARGEST == 2**26
   own = peak_bytes()
   argv = (f"--source={large}", f"--output={tmp_path / 'out'}", f"--dtype={dtype}")
   added = peak_bytes(*argv) - own
-  assert added < 2 * LARGEST + 2**26, f"{added / 2**20:.0f} MiB"
+  # The tensor in its new type, a block of 64 MiB of it in the old one, and what comes and goes.
+  assert added < LARGEST + 2**26 + 2**25, f"{added / 2**20:.0f} MiB"
 
 
 def test_a_kill_in_the_middle_leaves_no_folder(large, tmp_path):
