@@ -69,7 +69,7 @@ class Ours:
 
     from slm_jax.interop import load_language_model
     from slm_jax.models.t5 import T5
-    from slm_jax.training.losses import token_cross_entropy
+    from slm_jax.training.losses import vocabulary_cross_entropy
 
     self.model = load_language_model(flags.folder)
     self.inputs = work(flags)
@@ -80,9 +80,9 @@ class Ours:
       memory = t5.apply({"params": params}, embeddings, mask, method="encode")
       shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
       hidden = t5.apply({"params": params}, memory, mask, shifted, method="decode")
-      logits: Any = t5.apply({"params": params}, hidden, method="logits")
+      projection: Any = t5.apply({"params": params}, hidden, method="output_projection")
       weights = jnp.ones(targets.shape)
-      return token_cross_entropy(logits, targets, weights)[0] / weights.sum()
+      return vocabulary_cross_entropy(*projection, targets, weights)[0] / weights.sum()
 
     self.step = jax.jit(jax.value_and_grad(loss))
     self.params = jax.device_put(self.model.params)

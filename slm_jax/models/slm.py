@@ -81,8 +81,8 @@ class SLM(nn.Module):
     embeddings, mask = self.embed_inputs(audio, lengths, prompt, train=train)
     return self.language_model.encode(embeddings, mask), mask
 
-  def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-    """Teacher-forced logits [B, T, V], fp32.
+  def decode(self, batch: Batch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Teacher-forced ([B, T, D], kernel [D, V]), whose product is the logits.
 
     `train` turns on the adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
     """
@@ -92,4 +92,10 @@ class SLM(nn.Module):
       batch.audio, batch.audio_lengths, batch.encoder_input_tokens, train=train
     )
     hidden = self.language_model.decode(memory, mask, batch.decoder_input_tokens)
-    return self.language_model.logits(hidden)
+    return self.language_model.output_projection(hidden)
+
+  def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
+    """Teacher-forced logits [B, T, V], fp32; `train` as in `decode`."""
+    hidden, kernel = self.decode(batch, train=train)
+    kernel = kernel.astype(hidden.dtype)
+    return jnp.einsum("BTD,DV->BTV", hidden, kernel, preferred_element_type=jnp.float32)

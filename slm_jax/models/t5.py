@@ -75,10 +75,17 @@ class TokenEmbedder(nn.Module):
     """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
     return jnp.take(self.table, tokens, axis=0).astype(self.config.dtype)
 
-  def attend(self, hidden: jax.Array) -> jax.Array:
-    """hidden [..., D] -> products with every embedding, fp32 [..., V]."""
-    embedding = self.table.astype(hidden.dtype)
-    return jnp.einsum("...D,VD->...V", hidden, embedding, preferred_element_type=jnp.float32)
+
+class OutputProjection(nn.Module):
+  """The `kernel` [D, V] of an output that is not tied to the embedding."""
+
+  config: T5Config
+
+  def setup(self):
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+    init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+    shape = (self.config.emb_dim, self.config.vocab_size)
+    self.kernel = cast(jax.Array, self.param("kernel", init, shape))
 
 
 class Encoder(nn.Module):
@@ -124,13 +131,7 @@ class Decoder(nn.Module):
     self.decoder_norm = RMSNorm(cfg)
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
     if not cfg.logits_via_embedding:
-      init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-      self.logits_dense = nn.Dense(
-        cfg.vocab_size,
-        use_bias=False,
-        dtype=jnp.dtype(cfg.dtype),
-        kernel_init=nn.with_logical_partitioning(init, ("embed", "vocab")),
-      )
+      self.logits_dense = OutputProjection(cfg)
 
   def __call__(self, x, memory, mask, *, train: bool) -> jax.Array:
     """x [B, T, D], memory [B, S, D], mask bool [B, S] -> [B, T, D]."""
@@ -202,11 +203,17 @@ class T5(nn.Module):
     x = self.token_embedder(decoder_input_tokens)
     return self.decoder(x, self._real(memory, mask), mask, train=train)
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """hidden [..., D] -> logits fp32 [..., V]."""
+  def output_projection(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """hidden [..., D] -> ([..., D], kernel [D, V]), whose product is the logits."""
     if self.config.logits_via_embedding:
-      return self.token_embedder.attend(hidden * self.config.emb_dim**-0.5)
-    return self.decoder.logits_dense(hidden).astype(jnp.float32)
+      return hidden * self.config.emb_dim**-0.5, self.token_embedder.table.T
+    return hidden, self.decoder.logits_dense.kernel
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] -> logits fp32 [..., V], summed in fp32 whatever the compute type."""
+    hidden, kernel = self.output_projection(hidden)
+    kernel = kernel.astype(hidden.dtype)
+    return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
 
   def __call__(
     self, encoder_tokens: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array

@@ -1,25 +1,149 @@
-"""Token losses, summed (not averaged), as in T5X: the step divides by the weight of the whole batch."""
+"""Token losses, summed (not averaged), as in T5X: the step divides by the weight of the whole batch.
+
+B batch, T target length, D model width, V vocab, C chunk of the target length.
+"""
+
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-def token_cross_entropy(
-  logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float = 0.0
+def vocabulary_cross_entropy(
+  hidden: jax.Array,
+  kernel: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  *,
+  z_loss: float = 0.0,
+  chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy of target tokens.
+  """Cross-entropy of target tokens under the logits `hidden @ kernel`, which never leave this function.
+
+  Where the loss is differentiated, gradients are made while a chunk's logits are there, so that
+  nothing of the size of the logits is kept, and no matrix product is done again. Only those asked
+  for are made: a frozen kernel costs nothing. Rows are never split, so that a sharded batch stays
+  where it is. Reverse-mode differentiation only.
 
   Args:
-    logits: fp32 [B, T, V].
+    hidden: [B, T, D], in the type of computation.
+    kernel: [D, V], any float type; it is cast to hidden's.
     targets: int32 [B, T].
     weights: fp32 [B, T]; 0 takes a position out.
     z_loss: coefficient of `log(Z)**2`, which keeps the logits from drifting (T5X, Mesh TensorFlow).
+    chunk: target positions of each row whose fp32 logits [B, C, V] exist at a time; 0 is all of
+      them. A length that it does not divide is padded.
 
   Returns:
-    (summed loss, number of weighted positions whose argmax is the target), both fp32 scalars.
+    (summed loss, weighted number of positions where no logit is above the target's), fp32 scalars.
+    Gradients are accumulated in fp32 and returned in the types of hidden and kernel.
   """
-  log_z = jax.nn.logsumexp(logits, axis=-1)
+  if chunk < 0:
+    raise ValueError(f"chunk={chunk}: expected 0 (all at once) or a number of positions")
+  return _cross_entropy(z_loss, chunk, hidden, kernel, targets, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(z_loss, chunk, hidden, kernel, targets, weights):
+  sums, _, _ = _run(z_loss, chunk, hidden, kernel, targets, weights, _Wanted(False, False))
+  return sums
+
+
+class _Wanted(NamedTuple):
+  """Which gradients a chunk has to make."""
+
+  hidden: bool
+  kernel: bool
+
+
+class _Chunk(NamedTuple):
+  """A chunk's tokens."""
+
+  hidden: jax.Array  # [B, C, D]
+  targets: jax.Array  # int32 [B, C]
+  weights: jax.Array  # fp32 [B, C]
+
+
+class _Result(NamedTuple):
+  """What is kept of each position."""
+
+  losses: jax.Array  # fp32 [B, C], not weighted
+  hidden_gradient: jax.Array | None  # fp32 [B, C, D]
+
+
+def _run(z_loss, chunk, hidden, kernel, targets, weights, wanted: _Wanted):
+  """((loss, correct), _Result over [B, T], fp32 gradient of the kernel or None)."""
+  length = targets.shape[1]
+  whole = _Chunk(hidden, targets, weights)
+  one_chunk = functools.partial(_one_chunk, z_loss, kernel.astype(hidden.dtype), wanted)
+  gradient = jnp.zeros(kernel.shape, jnp.float32) if wanted.kernel else None
+  carry = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), gradient)
+  if chunk == 0 or chunk >= length:
+    (*sums, gradient), result = one_chunk(carry, whole)
+    return tuple(sums), result, gradient
+  missing = -length % chunk
+
+  def split(x: jax.Array) -> jax.Array:
+    x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+  def join(x: jax.Array) -> jax.Array:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+  (*sums, gradient), results = jax.lax.scan(one_chunk, carry, jax.tree.map(split, whole))
+  return tuple(sums), jax.tree.map(join, results), gradient
+
+
+def _one_chunk(z_loss, kernel, wanted: _Wanted, carry, tokens: _Chunk):
+  loss, correct, kernel_gradient = carry
+  hidden, targets, weights = tokens
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  logits = product("BCD,DV->BCV", hidden, kernel)
+  largest = logits.max(-1)
+  log_z = jnp.log(jnp.exp(logits - largest[..., None]).sum(-1)) + largest
   target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  loss = log_z - target_logits + z_loss * jnp.square(log_z)
-  correct = (logits.argmax(-1) == targets) * weights
-  return jnp.sum(loss * weights), jnp.sum(correct)
+  losses = log_z - target_logits + z_loss * jnp.square(log_z)
+  hidden_gradient = None
+  if any(wanted):
+    # Of loss * weight with respect to the logits. A comparison takes the target out, not a scatter:
+    # it is part of the loop that makes the softmax, also where V is split over devices.
+    of_softmax = (1 + 2 * z_loss * log_z) * weights
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    gradient = jnp.exp(logits - log_z[..., None]) * of_softmax[..., None]
+    gradient = (gradient - jnp.where(is_target, weights[..., None], 0)).astype(hidden.dtype)
+    if wanted.hidden:
+      hidden_gradient = product("BCV,DV->BCD", gradient, kernel)
+    if wanted.kernel:
+      kernel_gradient += product("BCD,BCV->DV", hidden, gradient)
+  loss += jnp.sum(losses * weights)
+  # `largest` is at hand; an argmax would be one more pass, and a slow one on CPUs.
+  correct += jnp.sum((target_logits >= largest) * weights)
+  return (loss, correct, kernel_gradient), _Result(losses, hidden_gradient)
+
+
+def _forward(z_loss, chunk, hidden, kernel, targets, weights):
+  wanted = _Wanted(hidden.perturbed, kernel.perturbed)
+  values = (hidden.value, kernel.value, targets.value, weights.value)
+  sums, result, kernel_gradient = _run(z_loss, chunk, *values, wanted)
+  # Empty arrays tell the types to `_backward`.
+  types = (jnp.empty((0,), hidden.value.dtype), jnp.empty((0,), kernel.value.dtype))
+  return sums, (result, kernel_gradient, types)
+
+
+def _backward(z_loss, chunk, residuals, cotangents) -> tuple[Any, ...]:
+  result, kernel_gradient, (hidden_type, kernel_type) = residuals
+  scale = cotangents[0]
+  if isinstance(scale, jax.custom_derivatives.SymbolicZero):
+    return (None,) * 4
+
+  def scaled(gradient, like):
+    return None if gradient is None else (scale * gradient).astype(like.dtype)
+
+  of_hidden = scaled(result.hidden_gradient, hidden_type)
+  of_kernel = scaled(kernel_gradient, kernel_type)
+  return of_hidden, of_kernel, None, scale * result.losses
+
+
+_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

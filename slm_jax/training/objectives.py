@@ -18,7 +18,7 @@ from slm_jax.models.slm import SLM
 from slm_jax.models.speech_encoder import SpeechEncoder
 from slm_jax.models.t5 import T5
 from slm_jax.training.character_targets import character_labels
-from slm_jax.training.losses import token_cross_entropy
+from slm_jax.training.losses import vocabulary_cross_entropy
 
 # Sums over the batch; "loss" and "weight" are always there and the step reports loss / weight.
 Sums = dict[str, jax.Array]
@@ -43,10 +43,15 @@ def _rngs(rng: jax.Array) -> dict[str, jax.Array]:
   return dict(zip(names, jax.random.split(rng, len(names)), strict=True))
 
 
-def _token_sums(batch: Batch, logits: jax.Array, z_loss: float) -> Sums:
-  weights = batch.decoder_loss_weights
-  loss, correct = token_cross_entropy(logits, batch.decoder_target_tokens, weights, z_loss)  # pyright: ignore
-  return {"loss": loss, "correct": correct, "weight": weights.sum()}  # pyright: ignore
+def _token_sums(
+  batch: Batch, hidden: jax.Array, kernel: jax.Array, *, z_loss: float, chunk: int
+) -> Sums:
+  targets, weights = batch.decoder_target_tokens, batch.decoder_loss_weights
+  assert targets is not None and weights is not None
+  loss, correct = vocabulary_cross_entropy(
+    hidden, kernel, targets, weights, z_loss=z_loss, chunk=chunk
+  )
+  return {"loss": loss, "correct": correct, "weight": weights.sum()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +59,18 @@ class SLMObjective:
   """Token cross-entropy of the target text, through the frozen LM (SLM §3)."""
 
   model: SLM
+  # As of `vocabulary_cross_entropy`.
+  loss_chunk: int = 0
 
   def init(self, rng: jax.Array, batch: Batch):
     return self.model.init(rng, jax.tree.map(jnp.asarray, batch))["params"]
 
   def loss(self, params, batch, rng, *, train=True):
-    logits = self.model.apply({"params": params}, batch, train=train, rngs=_rngs(rng))
-    sums = _token_sums(batch, logits, z_loss=0.0)  # pyright: ignore
+    # Any: the type of what a method returns does not survive `apply`.
+    decoded: Any = self.model.apply(
+      {"params": params}, batch, train=train, rngs=_rngs(rng), method="decode"
+    )
+    sums = _token_sums(batch, *decoded, z_loss=0.0, chunk=self.loss_chunk)
     sums["audio_seconds"] = jnp.sum(batch.audio_lengths) / 16_000.0
     return sums["loss"], sums
 
@@ -71,6 +81,8 @@ class LanguageModelObjective:
 
   model: T5
   z_loss: float = 1e-4
+  # As of `vocabulary_cross_entropy`.
+  loss_chunk: int = 0
 
   def init(self, rng: jax.Array, batch: Batch):
     tokens = jnp.asarray(batch.encoder_input_tokens)
@@ -84,10 +96,10 @@ class LanguageModelObjective:
       mask = batch.encoder_input_tokens != model.config.pad_id
       memory = model.encode(model.embed(batch.encoder_input_tokens), mask, train=train)
       hidden = model.decode(memory, mask, batch.decoder_input_tokens, train=train)
-      return model.logits(hidden)
+      return model.output_projection(hidden)
 
-    logits = nn.apply(forward, self.model)(variables, rngs=_rngs(rng))
-    sums = _token_sums(batch, logits, self.z_loss)  # pyright: ignore
+    decoded: Any = nn.apply(forward, self.model)(variables, rngs=_rngs(rng))
+    sums = _token_sums(batch, *decoded, z_loss=self.z_loss, chunk=self.loss_chunk)
     return sums["loss"], sums
 
 

@@ -69,6 +69,8 @@ class AdapterRecipe:
   trainable: str = "adapter/.*"
   # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU.
   frozen_dtype: str = "float32"
+  # Target positions whose logits exist at a time, 0 for all: less memory with a large vocabulary.
+  loss_chunk: int = 0
 
   def build(self) -> Built:
     encoder = interop.open_speech_encoder(
@@ -91,7 +93,7 @@ class AdapterRecipe:
 
     loaded = {"speech_encoder": encoder.params, "language_model": lm.params}
     return Built(
-      SLMObjective(SLM(config)),
+      SLMObjective(SLM(config), self.loss_chunk),
       self.trainable,
       loaded,
       finish,
@@ -139,10 +141,12 @@ class LanguageModelRecipe:
   config: T5Config
   tokenizer: str
   z_loss: float = 1e-4
+  # As of `AdapterRecipe`.
+  loss_chunk: int = 0
 
   def build(self) -> Built:
     tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
-    objective = LanguageModelObjective(T5(self.config), self.z_loss)
+    objective = LanguageModelObjective(T5(self.config), self.z_loss, self.loss_chunk)
     return Built(objective, "language_model/.*", {}, _unchanged, tokenizer)
 
 
