@@ -103,13 +103,13 @@ class Encoder(nn.Module):
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
   def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-    """x [B, S, D], mask bool [B, S] -> [B, S, D]."""
+    """x [B, S, D], mask bool [B, 1, 1, S] or [B, 1, S, S] -> [B, S, D]."""
     positions = jnp.arange(x.shape[1])
     position = _buckets(self.config, positions, positions, bidirectional=True)
     if not self.config.per_layer_relpos:
       position = self.relpos_bias(position)
     x = self.dropout(x, deterministic=not train)
-    x, _ = self.layers(x, mask[:, None, None, :], position, train)
+    x, _ = self.layers(x, mask, position, train)
     return self.dropout(self.encoder_norm(x), deterministic=not train)
 
 
@@ -133,15 +133,20 @@ class Decoder(nn.Module):
     if not cfg.logits_via_embedding:
       self.logits_dense = OutputProjection(cfg)
 
-  def __call__(self, x, memory, mask, *, train: bool) -> jax.Array:
-    """x [B, T, D], memory [B, S, D], mask bool [B, S] -> [B, T, D]."""
+  def __call__(self, x, memory, mask, same_segment=None, *, train: bool) -> jax.Array:
+    """x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S] or [B, 1, T, S] -> [B, T, D].
+
+    `same_segment`: bool [B, 1, T, T], which tokens belong together; None is all.
+    """
     positions = jnp.arange(x.shape[1])
     position = _buckets(self.config, positions, positions, bidirectional=False)
     if not self.config.per_layer_relpos:
       position = self.relpos_bias(position)
     causal_mask = (positions[:, None] >= positions[None, :])[None, None]
+    if same_segment is not None:
+      causal_mask = causal_mask & same_segment
     x = self.dropout(x, deterministic=not train)
-    x, _ = self.layers(x, memory, mask[:, None, None, :], causal_mask, position, train)
+    x, _ = self.layers(x, memory, mask, causal_mask, position, train)
     return self.dropout(self.decoder_norm(x), deterministic=not train)
 
   def project_memory(self, memory: jax.Array) -> KeyValue:
@@ -164,8 +169,18 @@ class Decoder(nn.Module):
     return self.decoder_norm(x), cache._replace(tokens=tokens)
 
 
+def _same(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+  """Segment ids [B, T] and [B, S] -> where they are equal, bool [B, 1, T, S]."""
+  return query_segments[:, None, :, None] == key_segments[:, None, None, :]
+
+
 class T5(nn.Module):
-  """Encoder-decoder LM. Masks are True at real positions; what stands elsewhere changes nothing."""
+  """Encoder-decoder LM. Masks are True at real positions; what stands elsewhere changes nothing.
+
+  Several examples may share a row: with segment ids, attention stays within positions of equal
+  ids. T5 knows no positions but distances, so a packed example equals the same example in a row of
+  its own as long as its own positions stay in order and without other gaps.
+  """
 
   config: T5Config
 
@@ -182,11 +197,24 @@ class T5(nn.Module):
     """The token embedding [V, D]."""
     return self.token_embedder.table
 
-  def encode(self, embeddings: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
-    """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count holes too."""
+  def encode(
+    self,
+    embeddings: jax.Array,
+    mask: jax.Array,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """embeddings [B, S, D], mask bool [B, S] -> memory [B, S, D]; positions count holes too.
+
+    `segment_ids`: int32 [B, S], which example of its row a position belongs to; None is one.
+    """
     # Not only hidden by attention but blanked: padding may hold NaN, and its gradient is 0.
     embeddings = jnp.where(mask[..., None], embeddings, 0).astype(self.config.dtype)
-    return self.encoder(embeddings, mask, train=train)
+    keys = mask[:, None, None, :]
+    if segment_ids is not None:
+      keys = keys & _same(segment_ids, segment_ids)
+    return self.encoder(embeddings, keys, train=train)
 
   def decode(
     self,
@@ -194,14 +222,23 @@ class T5(nn.Module):
     mask: jax.Array,
     decoder_input_tokens: jax.Array,
     *,
+    segment_ids: jax.Array | None = None,
+    decoder_segment_ids: jax.Array | None = None,
     train: bool = False,
   ) -> jax.Array:
     """memory [B, S, D], mask bool [B, S], decoder_input_tokens int32 [B, T] -> hidden [B, T, D].
 
-    Position t sees tokens 0 … t; the first token is `pad_id`.
+    Position t sees tokens 0 … t; the first token is `pad_id`, with segments that of each. Segment
+    ids, int32 [B, S] of the memory and [B, T] of the tokens, come together or not at all.
     """
+    if (segment_ids is None) != (decoder_segment_ids is None):
+      raise ValueError("give both segment_ids= and decoder_segment_ids=, or neither")
     x = self.token_embedder(decoder_input_tokens)
-    return self.decoder(x, self._real(memory, mask), mask, train=train)
+    keys, same_segment = mask[:, None, None, :], None
+    if segment_ids is not None and decoder_segment_ids is not None:
+      keys = keys & _same(decoder_segment_ids, segment_ids)
+      same_segment = _same(decoder_segment_ids, decoder_segment_ids)
+    return self.decoder(x, self._real(memory, mask), keys, same_segment, train=train)
 
   def output_projection(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """hidden [..., D] -> ([..., D], kernel [D, V]), whose product is the logits."""

@@ -76,7 +76,7 @@ class EncoderLayer(nn.Module):
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
   def __call__(self, x, mask, position, train: bool) -> tuple[jax.Array, None]:
-    """x [B, S, D], mask bool [B, 1, 1, S] -> (x, None).
+    """x [B, S, D], mask bool [B, 1, 1, S] or [B, 1, S, S] -> (x, None).
 
     `position` is the stack's bias [1, N, S, S], or buckets [S, S] when each layer has a bias.
     """
@@ -107,8 +107,8 @@ class DecoderLayer(nn.Module):
   def __call__(self, x, memory, mask, causal_mask, position, train: bool) -> tuple[jax.Array, None]:
     """All positions at once.
 
-    x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S], causal_mask bool [1, 1, T, T] ->
-    (x, None). `position` as in the encoder, for T targets.
+    x [B, T, D], memory [B, S, D], mask bool [B, 1, 1, S] or [B, 1, T, S], causal_mask bool
+    [1, 1, T, T] or [B, 1, T, T] -> (x, None). `position` as in the encoder, for T targets.
     """
     bias = self.relpos_bias(position) if self.config.per_layer_relpos else position
     y = self.self_attention(self.pre_self_attention_layer_norm(x), causal_mask, bias, train=train)
