@@ -3,6 +3,7 @@
 import dataclasses
 
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
+COMPUTE_TYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
 
 
@@ -57,8 +58,8 @@ class T5Config:
       )
     if not 0.0 <= self.dropout_rate < 1.0:
       raise ValueError(f"dropout_rate={self.dropout_rate}: expected a value in [0, 1)")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype={self.dtype!r}: expected 'float32' or 'bfloat16'")
+    if self.dtype not in COMPUTE_TYPES:
+      raise ValueError(f"dtype={self.dtype!r}: expected one of {COMPUTE_TYPES}")
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f"remat={self.remat!r}: expected one of {REMAT_POLICIES}")
     for name in ("pad_id", "eos_id"):

@@ -14,6 +14,7 @@ from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.slm import SLM, SLMConfig
 from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
 from slm_jax.models.t5 import T5, T5Config
+from slm_jax.models.t5_config import COMPUTE_TYPES, REMAT_POLICIES
 from slm_jax.training.character_targets import character_table
 from slm_jax.training.objectives import (
   LanguageModelObjective,
@@ -69,8 +70,16 @@ class AdapterRecipe:
   trainable: str = "adapter/.*"
   # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU.
   frozen_dtype: str = "float32"
+  # The LM's type of computation, and what its backward pass computes again, as of `T5Config`.
+  language_model_dtype: str = "float32"
+  language_model_remat: str = "none"
   # Target positions whose logits exist at a time, 0 for all: less memory with a large vocabulary.
   loss_chunk: int = 0
+
+  def __post_init__(self):
+    _check_one_of("language_model_dtype", self.language_model_dtype, COMPUTE_TYPES)
+    _check_one_of("language_model_remat", self.language_model_remat, REMAT_POLICIES)
+    _check_chunk(self.loss_chunk)
 
   def build(self) -> Built:
     encoder = interop.open_speech_encoder(
@@ -83,7 +92,12 @@ class AdapterRecipe:
     config = SLMConfig(
       speech_encoder=dataclasses.replace(encoder.config, dropout_rate=0.0, spec_augment=None),
       adapter=self.adapter,
-      language_model=dataclasses.replace(lm.config, dropout_rate=0.0),
+      language_model=dataclasses.replace(
+        lm.config,
+        dropout_rate=0.0,
+        dtype=self.language_model_dtype,
+        remat=self.language_model_remat,
+      ),
       speech_first=self.speech_first,
     )
 
@@ -100,6 +114,16 @@ class AdapterRecipe:
       lm.tokenizer,
       encoder.tokenizer,
     )
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+  if value not in known:
+    raise ValueError(f"{name}={value!r}: expected one of {known}")
+
+
+def _check_chunk(loss_chunk: int) -> None:
+  if loss_chunk < 0:
+    raise ValueError(f"loss_chunk={loss_chunk}: expected 0, for all positions at once, or more")
 
 
 def _check_same_pieces(encoder, lm, recipe: AdapterRecipe) -> None:
@@ -143,6 +167,9 @@ class LanguageModelRecipe:
   z_loss: float = 1e-4
   # As of `AdapterRecipe`.
   loss_chunk: int = 0
+
+  def __post_init__(self):
+    _check_chunk(self.loss_chunk)
 
   def build(self) -> Built:
     tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
