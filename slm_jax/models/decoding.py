@@ -106,7 +106,7 @@ def _generate(
   length = before + config.max_new_tokens
   cache = apply(memory, mask, first, length=length, method="init_cache")
   if before:
-    # Only the cache is wanted; nothing computes the logits of these positions.
+    # Only the cache is wanted; the logits, which nobody reads, are not computed.
     _, cache = apply(given[:, None, :-1], 0, cache, mask, method="decode_step")
   # Beams, and draws from the same row, begin alike.
   beams = max(config.num_beams, config.num_return_sequences)
@@ -117,7 +117,6 @@ def _generate(
   def step(tokens, index, cache):
     logits, cache = apply(tokens[..., None], before + index, cache, mask, method="decode_step")
     cache = _spread_rows(cache, rows)
-    logits = logits[:, :, 0]  # [B, K, V]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     if config.min_new_tokens:
       barred = jnp.arange(t5_config.vocab_size) == t5_config.eos_id

@@ -275,9 +275,12 @@ class T5(nn.Module):
   def decode_step(
     self, tokens: jax.Array, index: jax.Array, cache: DecodingCache, mask: jax.Array
   ) -> tuple[jax.Array, DecodingCache]:
-    """tokens int32 [B, K, M] from position `index` (int32 []) on -> (fp32 [B, K, M, V], cache)."""
+    """tokens int32 [B, K, M] from position `index` (int32 []) on -> (fp32 [B, K, V], cache).
+
+    The logits are those after the last of the tokens.
+    """
     hidden, cache = self.decoder.step(self.token_embedder(tokens), cache, mask, index)
-    return self.logits(hidden), cache
+    return self.logits(hidden[:, :, -1]), cache
 
   def _real(self, memory: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], memory, 0).astype(self.config.dtype)
