@@ -34,12 +34,18 @@ GATED_TIED = dataclasses.replace(CONFIG, logits_via_embedding=True)
 RELU_UNTIED = dataclasses.replace(CONFIG, mlp_activations=("relu",))
 
 
-@pytest.mark.parametrize("form", [unscanned, scanned])
-@pytest.mark.parametrize("split", [False, True], ids=["joined", "heads-apart"])
 @pytest.mark.parametrize(
-  "config",
-  [CONFIG, UMT5, T5_1_0, GATED_TIED, RELU_UNTIED],
-  ids=["mt5", "umt5", "t5-1.0", "tied", "relu"],
+  ("config", "form", "split"),
+  [
+    (CONFIG, unscanned, False),
+    (CONFIG, unscanned, True),
+    (CONFIG, scanned, False),
+    (UMT5, unscanned, True),
+    (UMT5, scanned, True),
+    (T5_1_0, unscanned, False),
+    (GATED_TIED, scanned, True),
+    (RELU_UNTIED, unscanned, False),
+  ],
 )
 def test_the_config_of_a_checkpoint_is_inferred(tmp_path, config, form, split):
   write_legacy(tmp_path / "checkpoint_5", form(config, split=split))
@@ -222,8 +228,7 @@ def test_hugging_face_to_ours_and_back_is_bitwise(tmp_path, model, dtype):
       assert torch.equal(again.state_dict()[name], file.get_tensor(name)), name
 
 
-@pytest.mark.parametrize("form", [unscanned, scanned])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("form", "dtype"), [(unscanned, "bfloat16"), (scanned, "float32")])
 @pytest.mark.parametrize("config", [CONFIG, UMT5, T5_1_0], ids=["mt5", "umt5", "t5-1.0"])
 def test_t5x_to_hugging_face_and_back_is_bitwise(tmp_path, config, dtype, form):
   leaves = {name: array.astype(dtype) for name, array in form(config, split=False).items()}

@@ -49,19 +49,13 @@ def weights(request) -> np.ndarray:
   return np.random.default_rng(0).integers(-99, 99, (4, 6, 8)).astype(request.param)
 
 
-@pytest.mark.parametrize("elements", [1, 20, 2**20])
+@pytest.mark.parametrize("elements", [1, 20])
 def test_fingerprint_does_not_depend_on_where_the_shards_lie(weights, monkeypatch, elements):
   expected = parameters.fingerprint({"x": weights, "v": weights[0, 0]})
   monkeypatch.setattr(parameters, "_BLOCK_ELEMENTS", elements)
   jax.clear_caches()
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-  for spec in (
-    (),
-    ("fsdp",),
-    (None, "tensor", "fsdp"),
-    (("data", "fsdp"), "tensor"),
-    (None, "data"),
-  ):
+  for spec in ((), (None, "tensor", "fsdp"), (("data", "fsdp"), "tensor")):
     placed = place(weights, NamedSharding(mesh, PartitionSpec(*spec)))
     vector = place(weights[0, 0], NamedSharding(mesh, PartitionSpec(*spec[-1:])))
     assert parameters.fingerprint({"x": placed, "v": vector}) == expected, spec
