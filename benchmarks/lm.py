@@ -80,9 +80,10 @@ class Ours:
       memory = t5.apply({"params": params}, embeddings, mask, method="encode")
       shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
       hidden = t5.apply({"params": params}, memory, mask, shifted, method="decode")
-      projection: Any = t5.apply({"params": params}, hidden, method="output_projection")
+      projected: Any = t5.apply({"params": params}, hidden, method="output_projection")
+      hidden, kernel = projected
       weights = jnp.ones(targets.shape)
-      return vocabulary_cross_entropy(*projection, targets, weights)[0] / weights.sum()
+      return vocabulary_cross_entropy(hidden, kernel, targets, weights)[0] / weights.sum()
 
     self.step = jax.jit(jax.value_and_grad(loss))
     self.params = jax.device_put(self.model.params)
@@ -114,7 +115,7 @@ class Transformers:
     from transformers import MT5ForConditionalGeneration
 
     self.torch = torch
-    self.model = MT5ForConditionalGeneration.from_pretrained(flags.folder).eval()
+    self.model: Any = MT5ForConditionalGeneration.from_pretrained(flags.folder).eval()
     self.model.requires_grad_(False)
     self.inputs = {name: torch.tensor(array) for name, array in work(flags).items()}
     self.length = flags.target_length
@@ -173,11 +174,14 @@ def make_weights(flags: argparse.Namespace) -> None:
   from transformers import MT5Config, MT5ForConditionalGeneration, set_seed
 
   set_seed(0)
-  config = MT5Config(
-    vocab_size=VOCAB_SIZE,
-    num_decoder_layers=SHAPES[flags.shape]["num_layers"],
-    dropout_rate=0.0,
-    **SHAPES[flags.shape],
+  shape = SHAPES[flags.shape]
+  config = MT5Config.from_dict(
+    {
+      **shape,
+      "vocab_size": VOCAB_SIZE,
+      "num_decoder_layers": shape["num_layers"],
+      "dropout_rate": 0.0,
+    }
   )
   MT5ForConditionalGeneration(config).save_pretrained(flags.folder)
 
