@@ -117,7 +117,9 @@ def _generate(
   def step(tokens, index, cache):
     logits, cache = apply(tokens[..., None], before + index, cache, mask, method="decode_step")
     cache = _spread_rows(cache, rows)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # Over [B, K, V] XLA on CPU would copy the logits first.
+    flat = logits.reshape(-1, t5_config.vocab_size)
+    log_z = jax.nn.logsumexp(flat, axis=-1).reshape(tokens.shape)
     if config.min_new_tokens:
       barred = jnp.arange(t5_config.vocab_size) == t5_config.eos_id
       logits = jnp.where(barred & (index < config.min_new_tokens), -jnp.inf, logits)
