@@ -34,7 +34,7 @@ MATMUL_SIZE = 2048
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--shape", choices=SHAPES, default="mt5_small")
   parser.add_argument("--batch_size", type=int, default=8)
   parser.add_argument("--source_length", type=int, default=128)
