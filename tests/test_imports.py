@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FREE = ("models", "audio", "training", "interop", "evaluation")
+FREE = ("models", "audio", "training", "interop", "evaluation", "launch")
 MODULES = sorted(
   ".".join(path.with_suffix("").parts)
   for package in FREE
@@ -64,11 +64,12 @@ def _imports(path: Path) -> set[str]:
 @pytest.mark.parametrize(
   ("package", "forbidden"),
   [
-    ("models", ("training", "interop", "evaluation", "cli", "data", "config")),
+    ("models", ("training", "interop", "evaluation", "launch", "cli", "data", "config")),
     ("audio", ("models", "training", "interop", "evaluation", "cli", "data", "config")),
     ("training", ("evaluation", "cli", "data", "config")),
     ("interop", ("training", "evaluation", "cli", "data", "config")),
-    ("evaluation", ("cli", "data", "config")),
+    ("evaluation", ("cli", "data", "config", "launch")),
+    ("launch", ("cli", "data", "config")),
     ("data", ("models", "training", "interop", "evaluation", "cli", "config")),
   ],
 )

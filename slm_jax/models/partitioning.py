@@ -4,6 +4,8 @@ Logical axis names stand at the parameters; `RULES` maps each to a mesh axis. A 
 error, because Flax would replicate such a parameter without a word.
 """
 
+import math
+
 import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -44,6 +46,25 @@ def resolve(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
       target = None
     spec.append(target)
   return PartitionSpec(*spec)
+
+
+# Mesh axes that split the rows of a batch.
+BATCH_AXES = ("data", "fsdp")
+
+
+def keep_rows_apart(x: jax.Array) -> jax.Array:
+  """Pins activations [B, ...] to the devices that own their rows, on the mesh of `jax.set_mesh`.
+
+  Left alone, the partitioner may take over the embedding's split of D over `fsdp` instead: every
+  device then computes all rows in part, and activations travel where weights should. Without a mesh,
+  or with rows that do not divide, nothing is changed.
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  shards = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+  if shards == 1 or x.shape[0] % shards:
+    return x
+  spec = PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in sizes))
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def parameter_shardings(boxed, mesh: Mesh):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.relative_position import relative_position_bucket
 from slm_jax.models.t5_attention import KeyValue
 from slm_jax.models.t5_config import T5Config
@@ -73,7 +74,8 @@ class TokenEmbedder(nn.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
-    return jnp.take(self.table, tokens, axis=0).astype(self.config.dtype)
+    embeddings = jnp.take(self.table, tokens, axis=0).astype(self.config.dtype)
+    return keep_rows_apart(embeddings)
 
 
 class OutputProjection(nn.Module):
@@ -210,7 +212,7 @@ class T5(nn.Module):
     `segment_ids`: int32 [B, S], which example of its row a position belongs to; None is one.
     """
     # Not only hidden by attention but blanked: padding may hold NaN, and its gradient is 0.
-    embeddings = jnp.where(mask[..., None], embeddings, 0).astype(self.config.dtype)
+    embeddings = keep_rows_apart(self._real(embeddings, mask))
     keys = mask[:, None, None, :]
     if segment_ids is not None:
       keys = keys & _same(segment_ids, segment_ids)
@@ -238,7 +240,8 @@ class T5(nn.Module):
     if segment_ids is not None and decoder_segment_ids is not None:
       keys = keys & _same(decoder_segment_ids, segment_ids)
       same_segment = _same(decoder_segment_ids, decoder_segment_ids)
-    return self.decoder(x, self._real(memory, mask), keys, same_segment, train=train)
+    memory = keep_rows_apart(self._real(memory, mask))
+    return self.decoder(x, memory, keys, same_segment, train=train)
 
   def output_projection(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """hidden [..., D] -> ([..., D], kernel [D, V]), whose product is the logits."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.relative_position import RelativePositionBias
 from slm_jax.models.t5_attention import Attention, KeyValue
 from slm_jax.models.t5_config import T5Config
@@ -84,7 +85,7 @@ class EncoderLayer(nn.Module):
     y = self.attention(self.pre_attention_layer_norm(x), mask, bias, train=train)
     x = x + self.dropout(y, deterministic=not train)
     y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-    return x + self.dropout(y, deterministic=not train), None
+    return keep_rows_apart(x + self.dropout(y, deterministic=not train)), None
 
 
 class DecoderLayer(nn.Module):
@@ -119,7 +120,7 @@ class DecoderLayer(nn.Module):
     )
     x = x + self.dropout(y, deterministic=not train)
     y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-    return x + self.dropout(y, deterministic=not train), None
+    return keep_rows_apart(x + self.dropout(y, deterministic=not train)), None
 
   def project_memory(self, carry: None, memory: jax.Array) -> tuple[None, KeyValue]:
     """memory [B, S, D] -> (None, this layer's keys and values of it [B, S, N, H])."""

@@ -184,6 +184,7 @@ class CompiledSteps:
     # mesh axes of size 1; every shape compiled later would then be another program, unknown to the compilation cache.
     shardings = jax.tree.map(lambda x: x.sharding, state)
     self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    self._mesh = shardings.step.mesh
     self._compiled: dict[tuple, Callable] = {}
     self._max_shapes = max_shapes
     self._report = report
@@ -202,7 +203,8 @@ class CompiledSteps:
         "DatasetConfig.length_buckets"
       )
     began = time.perf_counter()
-    compiled = self._jitted.lower(state, frozen, batch).compile()
+    with jax.set_mesh(self._mesh):  # the model pins its activations to the mesh
+      compiled = self._jitted.lower(state, frozen, batch).compile()
     memory = compiled.memory_analysis()
     assert memory is not None, "every XLA back end analyses its memory"
     sizes = {

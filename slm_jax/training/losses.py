@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from slm_jax.models.partitioning import keep_rows_apart
+
 
 def vocabulary_cross_entropy(
   hidden: jax.Array,
@@ -98,7 +100,7 @@ def _run(z_loss, chunk, hidden, kernel, targets, weights, wanted: _Wanted):
 
 def _one_chunk(z_loss, kernel, wanted: _Wanted, carry, tokens: _Chunk):
   loss, correct, kernel_gradient = carry
-  hidden, targets, weights = tokens
+  hidden, targets, weights = (keep_rows_apart(x) for x in tokens)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   logits = product("BCD,DV->BCV", hidden, kernel)
   largest = logits.max(-1)

@@ -1,0 +1,38 @@
+"""Devices of a TPU slice that is not there, for compiling ahead of time with the libtpu wheel."""
+
+import importlib.util
+import os
+
+from jax.experimental import topologies
+
+from slm_jax.errors import UserError
+
+# libtpu reads these once, when it is loaded.
+_ENVIRONMENT = {
+  # Outside Google Cloud there is no metadata server to ask for the slice's shape.
+  "TPU_SKIP_MDS_QUERY": "1",
+  # Nothing is run, so other processes may have loaded it too.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def slice_devices(topology: str) -> list:
+  """Devices of a slice such as "v5e:4x4" or "v4:4x4x4"; programs compile for them, none can run.
+
+  Raises:
+    UserError: libtpu is not installed, or knows no such slice.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError(
+      f"compiling for {topology} needs TPU's compiler: pip install libtpu, "
+      "in the version that constraints.txt names"
+    )
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  try:
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  except Exception as error:  # what libtpu raises is of no narrower type
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"libtpu knows no slice {topology!r} (expected one such as v5e:4x4): {reason}"
+    ) from error
