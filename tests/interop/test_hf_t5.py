@@ -19,46 +19,18 @@ from slm_jax.interop.hf_t5 import save_language_model
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.relative_position import relative_position_bucket
 from slm_jax.models.t5 import T5, T5Config
-
-SHAPE = {
-  "vocab_size": 96,
-  "d_model": 32,
-  "d_kv": 8,
-  "d_ff": 48,
-  "num_layers": 2,
-  "num_decoder_layers": 3,
-  "num_heads": 4,
-  "dropout_rate": 0.0,
-}
-RNG = np.random.default_rng(0)
-# Longer than relative_attention_max_distance / 4, so that several logarithmic buckets are in use.
-SOURCE, TARGET = 40, 6
-MASK = np.arange(SOURCE) < np.array([SOURCE, 17, 5])[:, None]
-MASK[0, 3:5] = False  # a hole: speech of another length stands before the text
-TOKENS = np.where(MASK, RNG.integers(2, 96, (3, SOURCE)), 0)
-LABELS = RNG.integers(2, 96, (3, TARGET))
-DECODER_TOKENS = np.pad(LABELS, ((0, 0), (1, 0)))[:, :-1]
-
-
-def torch_model(model_class, config, *, own_head: bool):
-  """Random weights, large enough that tokens differ in likelihood and positions matter."""
-  torch.manual_seed(1)
-  model = model_class(config).eval()
-  if own_head:
-    head = 0.5 * torch.randn_like(model.shared.weight)
-    head[1] *= 2.0  # so that some sequences end early
-    model.lm_head.weight = torch.nn.Parameter(head)
-  with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      if "relative_attention_bias" in name:
-        parameter.normal_(std=2.0)
-      elif "layer_norm" in name:
-        parameter.uniform_(0.5, 1.5)
-      elif name == "shared.weight":
-        parameter.mul_(0.3)
-      elif name != "lm_head.weight":
-        parameter.mul_(1.5)
-  return model
+from tests.torch_language_models import (
+  DECODER_TOKENS,
+  LABELS,
+  MASK,
+  RNG,
+  SHAPE,
+  SOURCE,
+  TARGET,
+  TOKENS,
+  torch_forward,
+  torch_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +46,6 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(reference) -> LanguageModel:
   return load_language_model(reference[1])
-
-
-def torch_forward(model, *, decoder_input_ids=DECODER_TOKENS, **inputs):
-  mask = torch.tensor(MASK.astype(np.int64))
-  decoder_input_ids = torch.tensor(decoder_input_ids)
-  return model(attention_mask=mask, decoder_input_ids=decoder_input_ids, **inputs)
 
 
 def test_encoder_logits_and_loss_equal_torch(reference, lm):
@@ -179,31 +145,6 @@ def test_greedy_and_beam_ids_equal_torch(reference, lm, num_beams, length_penalt
   np.testing.assert_array_equal(result.ids, ids)
   if num_beams > 1:
     np.testing.assert_allclose(result.scores, expected.sequences_scores.numpy(), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-  ("model_class", "config", "own_head"),
-  [
-    ("MT5ForConditionalGeneration", transformers.MT5Config(**SHAPE), False),
-    ("T5ForConditionalGeneration", transformers.T5Config(**SHAPE), False),
-    (
-      "T5ForConditionalGeneration",
-      transformers.T5Config(**SHAPE, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-      True,
-    ),
-    ("UMT5ForConditionalGeneration", transformers.UMT5Config(**SHAPE), False),
-    ("UMT5ForConditionalGeneration", transformers.UMT5Config(**SHAPE), True),
-  ],
-  ids=["mt5-tied", "t5-1.0", "t5-1.1", "umt5-tied", "umt5"],
-)
-def test_every_family_equals_torch(tmp_path, model_class, config, own_head):
-  model = torch_model(getattr(transformers, model_class), config, own_head=own_head)
-  model.save_pretrained(tmp_path)
-  lm = load_language_model(tmp_path)
-  with torch.no_grad():
-    expected = torch_forward(model, input_ids=torch.tensor(TOKENS)).logits.numpy()
-  logits = lm.logits(lm.encode(tokens=TOKENS, mask=MASK), MASK, DECODER_TOKENS)
-  np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 FRESH = T5Config(

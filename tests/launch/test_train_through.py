@@ -184,3 +184,24 @@ def test_a_mesh_computes_what_one_device_computes(tied):
   np.testing.assert_allclose(spread_gradient, gradient, atol=1e-4 * np.abs(gradient).max())
   assert not np.asarray(spread_gradient)[~batch.mask].any()
   assert np.abs(gradient).max() > 1e-3
+
+
+def test_gradients_are_the_slopes_of_the_loss():
+  config = dataclasses.replace(
+    TINY, vocab_size=64, emb_dim=32, mlp_dim=48, dtype="float32", num_encoder_layers=2
+  )
+  shape = TrainThroughShape(
+    batch_size=2, source_length=9, target_length=6, loss_chunk=4, weight_dtype="float32"
+  )
+  embeddings, params, batch = random_inputs(config, shape)
+  step = jax.jit(train_through(config, shape.loss_chunk))
+  _, gradient = step(embeddings, params, batch)
+  rng = np.random.default_rng(1)
+  for _ in range(4):
+    # Not at random, where slopes are as small as rounding errors, but uphill in some of the coordinates.
+    direction = np.asarray(gradient) * rng.integers(0, 2, embeddings.shape)
+    direction /= np.linalg.norm(direction)
+    ahead, behind = (
+      step(embeddings + sign * 0.05 * direction, params, batch)[0] for sign in (1, -1)
+    )
+    np.testing.assert_allclose((ahead - behind) / 0.1, np.vdot(gradient, direction), rtol=1e-2)
