@@ -46,7 +46,10 @@ setup(
   extras_require={
     # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.
     "mini": ["espeakng-loader>=0.2"],
+    # TPU's compiler, for compiling ahead of time on a machine without one.
+    "compile": ["libtpu>=0.0.42"],
     "test": [
+      "libtpu>=0.0.42",
       "pyright>=1.1.390",
       "pytest>=8",
       "pytest-xdist>=3.6",

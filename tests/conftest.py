@@ -4,8 +4,10 @@ import os
 import tempfile
 from pathlib import Path
 
+# The virtual devices of a CPU share a few threads, each of which waits inside a collective. Run in the order of the
+# program, all devices come to the same one; run concurrently, they may wait in different ones until XLA aborts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-  " --xla_force_host_platform_device_count=8"
+  " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

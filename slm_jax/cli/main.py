@@ -63,6 +63,17 @@ def _quiet_environment() -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
+def _keep_virtual_devices_in_step() -> None:
+  """Runs collectives of virtual CPU devices in the order of the program.
+
+  The devices share a few threads, and each waits inside a collective. With XLA's concurrent order they may all wait in
+  different ones, until it aborts the process.
+  """
+  flags, option = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_enable_concurrency_optimized_scheduler"
+  if "--xla_force_host_platform_device_count" in flags and option not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {option}=false"
+
+
 def main(argv: list[str]) -> int:
   """Runs one mode; returns the exit status. User errors are one line on stderr and status 2."""
   if not argv or argv[0] in ("-h", "--help"):
@@ -73,6 +84,7 @@ def main(argv: list[str]) -> int:
     if mode not in MODES:
       raise UserError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")
     _quiet_environment()
+    _keep_virtual_devices_in_step()
     # Tasks and gin files are found from the working directory, as in T5X.
     sys.path.insert(0, os.getcwd())
     return importlib.import_module(f"slm_jax.cli.{_MODULES.get(mode, mode)}").run(rest)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from slm_jax.cli.main import MODES, main
+from slm_jax.cli.main import MODES, _keep_virtual_devices_in_step, main
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
@@ -75,3 +75,19 @@ def test_the_console_script_starts_again_on_huge_pages_once_and_keeps_a_setting_
   assert lines()[-2:] == [again, "after"]
   own = "glibc.malloc.arena_max=2"
   assert lines(GLIBC_TUNABLES=own) == [f"{own} {arguments}", "after"]
+
+
+ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+EIGHT = "--xla_force_host_platform_device_count=8"
+CONCURRENT = f"{EIGHT} --xla_cpu_enable_concurrency_optimized_scheduler=true"
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [("", ""), (EIGHT, f"{EIGHT} {ORDERED}"), (CONCURRENT, CONCURRENT)],
+  ids=["one device", "eight", "the user's word"],
+)
+def test_virtual_devices_run_collectives_in_order(given, expected, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", given)
+  _keep_virtual_devices_in_step()
+  assert os.environ["XLA_FLAGS"] == expected
