@@ -69,7 +69,10 @@ def _keep_virtual_devices_in_step() -> None:
   The devices share a few threads, and each waits inside a collective. With XLA's concurrent order they may all wait in
   different ones, until it aborts the process.
   """
-  flags, option = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_enable_concurrency_optimized_scheduler"
+  flags, option = (
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_cpu_enable_concurrency_optimized_scheduler",
+  )
   if "--xla_force_host_platform_device_count" in flags and option not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {option}=false"
 
