@@ -86,24 +86,11 @@ class Checkpoints:
       ),
     )
 
-  def check_base(self, step: int, info: dict) -> None:
-    """Raises UserError if the checkpoint was trained over other frozen weights."""
-    saved = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))[
-      "info"
-    ]
-    for part, expected in info["frozen"].items():
-      found = saved["frozen"].get(part)
-      if found != expected:
-        raise UserError(
-          f"checkpoint_{step} in {self._manager.directory} was trained over another {part}: its fingerprint is "
-          f"{found}, the one loaded now is {expected}; point the run at the base it was trained on"
-        )
-
   def restore(
     self, step: int, state: TrainState, batches: Batches | None, info: dict
   ) -> TrainState:
     """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position."""
-    self.check_base(step, info)
+    check_base(Path(self._manager.directory) / f"checkpoint_{step}", info["frozen"])
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state).__dict__)
     args = {"state": ocp.args.StandardRestore(template)}
     if batches is not None:
@@ -147,6 +134,18 @@ def _typed(restored: dict, state: TrainState) -> dict:
   leaves = [restored["opt_state"][key] for key in sorted(restored["opt_state"])]
   tree = jax.tree.structure(state.opt_state)
   return {**restored, "opt_state": jax.tree.unflatten(tree, leaves)}
+
+
+def check_base(folder: Path, fingerprints: dict[str, str]) -> None:
+  """Raises UserError unless the checkpoint `folder` was trained over frozen parts of these fingerprints."""
+  saved = json.loads((folder / "info" / "metadata").read_text())["frozen"]
+  for part in sorted(saved.keys() | fingerprints.keys()):
+    trained_over, found = saved.get(part), fingerprints.get(part)
+    if found != trained_over:
+      raise UserError(
+        f"{folder} was trained over another {part}: its fingerprint is {trained_over}, the one loaded now is {found}; "
+        "point the run at the base it was trained on"
+      )
 
 
 def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:

@@ -1,6 +1,5 @@
 """Reads a trained adapter back, over its frozen bases, ready to answer."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from slm_jax.interop.placement import place_all
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.training import parameters
+from slm_jax.training.checkpoints import check_base
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe
 
@@ -63,9 +63,9 @@ def load_speech_language_model(
   loaded = parameters.flatten(built.loaded)
   for path in parameters.flatten(trained):
     loaded.pop(path, None)
-  frozen = place_all(loaded, None)
-  check_fingerprints(folder, frozen)
-  params = parameters.merge(trained, parameters.unflatten(frozen))
+  frozen = parameters.unflatten(place_all(loaded, None))
+  check_base(folder, {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()})
+  params = parameters.merge(trained, frozen)
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
   return (
@@ -78,16 +78,3 @@ def load_speech_language_model(
     ),
     int(folder.name.removeprefix(PREFIX)),
   )
-
-
-def check_fingerprints(folder: Path, frozen: dict) -> None:
-  """Raises UserError if `frozen` (flat) is not the base that the checkpoint in `folder` was trained over."""
-  saved = json.loads((folder / "info" / "metadata").read_text())["frozen"]
-  for part, expected in saved.items():
-    leaves = {path: leaf for path, leaf in frozen.items() if path.split("/")[0] == part}
-    found = parameters.fingerprint(leaves)
-    if found != expected:
-      raise UserError(
-        f"{folder} was trained over another {part}: its fingerprint is {expected}, the one loaded now is {found}; "
-        "point the run at the base it was trained on"
-      )
