@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,29 @@ def test_every_family_equals_torch(tmp_path, model_class, config, own_head):
   size = np.abs(expected[3]).max()
   np.testing.assert_allclose(gradient[MASK] / size, expected[3][MASK] / size, atol=1e-4)
   np.testing.assert_array_equal(gradient[~MASK], 0.0)
+  for num_beams in (1, 4):
+    ids = generated_by_torch(model, embeddings, num_beams)
+    result = lm.generate(
+      embeddings=jnp.asarray(embeddings),
+      mask=jnp.asarray(MASK),
+      max_new_tokens=8,
+      num_beams=num_beams,
+    )
+    np.testing.assert_array_equal(result.ids[:, : ids.shape[1]], ids)
+
+
+def generated_by_torch(model, embeddings: np.ndarray, num_beams: int) -> np.ndarray:
+  """New ids. Without a cache: that of Transformers 5 has the encoder's number of layers."""
+  ids = model.generate(
+    inputs_embeds=torch.tensor(embeddings),
+    attention_mask=torch.tensor(MASK.astype(np.int64)),
+    do_sample=False,
+    use_cache=False,
+    decoder_start_token_id=0,
+    max_new_tokens=8,
+    num_beams=num_beams,
+  )
+  return ids[:, 1:].numpy()
 
 
 def through_embeddings(lm: LanguageModel, embeddings: np.ndarray):
