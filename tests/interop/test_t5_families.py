@@ -76,6 +76,8 @@ def generated_by_torch(model, embeddings: np.ndarray, num_beams: int) -> np.ndar
     do_sample=False,
     use_cache=False,
     decoder_start_token_id=0,
+    pad_token_id=0,
+    eos_token_id=1,
     max_new_tokens=8,
     num_beams=num_beams,
   )
