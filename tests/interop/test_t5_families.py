@@ -81,7 +81,10 @@ def generated_by_torch(model, embeddings: np.ndarray, num_beams: int) -> np.ndar
     max_new_tokens=8,
     num_beams=num_beams,
   )
-  return ids[:, 1:].numpy()
+  ids = ids[:, 1:].numpy()
+  # Beam search there takes a pad id of 0 for none and fills up with EOS.
+  is_end = ids == 1
+  return np.where(np.cumsum(is_end, axis=1) > is_end, 0, ids)
 
 
 def through_embeddings(lm: LanguageModel, embeddings: np.ndarray):
