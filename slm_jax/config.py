@@ -26,8 +26,8 @@ from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.evaluation.config import EvalConfig
 from slm_jax.models.adapter import AdapterConfig
+from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
-from slm_jax.models.speech_encoder import ConformerConfig
 from slm_jax.models.t5 import T5Config
 from slm_jax.training.config import (
   DatasetConfig,

@@ -26,7 +26,8 @@ from flax import linen as nn  # noqa: E402
 
 from slm_jax.interop.hf_t5 import save_language_model  # noqa: E402
 from slm_jax.interop.speech_encoder_folder import save_speech_encoder  # noqa: E402
-from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder  # noqa: E402
+from slm_jax.models.conformer import ConformerConfig  # noqa: E402
+from slm_jax.models.speech_encoders.usm import USMEncoder  # noqa: E402
 from slm_jax.models.t5 import T5, T5Config  # noqa: E402
 
 assert jax.device_count() == 8, f"tests need 8 virtual devices, got {jax.device_count()}"
@@ -75,7 +76,7 @@ def tiny_bases(tmp_path_factory, tiny_tokenizer) -> dict[str, str]:
   """Folders of a random speech encoder and a random LM, in the formats that real ones have."""
   folder = tmp_path_factory.mktemp("bases")
   audio = jnp.zeros((1, 4000), jnp.int16)
-  encoder = _random_params(SpeechEncoder(TINY_ENCODER), audio, jnp.array([4000]))
+  encoder = _random_params(USMEncoder(TINY_ENCODER), audio, jnp.array([4000]))
   tokens = jnp.ones((1, 4), jnp.int32)
   lm = _random_params(T5(TINY_LM), tokens, tokens > 0, tokens)
   save_speech_encoder(folder / "speech_encoder", TINY_ENCODER, encoder, tiny_tokenizer)

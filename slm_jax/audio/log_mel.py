@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
+from slm_jax.audio.framing import cut_frames, sample_mask, to_float
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMelConfig:
@@ -75,35 +77,6 @@ def mel_filters(config: LogMelConfig, num_mel_bins: int) -> np.ndarray:
   return filters.T.astype(np.float32)
 
 
-def sample_mask(lengths: jax.Array, num_samples: int) -> jax.Array:
-  """lengths int32 [B] -> bool [B, S], True = real sample."""
-  return jnp.arange(num_samples)[None] < lengths[:, None]
-
-
-def to_float(audio: jax.Array) -> jax.Array:
-  """Audio int16, or float in [-1, 1], of any shape -> fp32 in [-1, 1]."""
-  if audio.dtype == jnp.int16:
-    return audio.astype(jnp.float32) / 32768.0
-  return audio.astype(jnp.float32)
-
-
-def _frames(audio: jax.Array, config: LogMelConfig) -> jax.Array:
-  """fp32 [B, S] -> windows' samples [B, T, window]."""
-  num_frames, hop, overlap = (
-    config.num_frames(audio.shape[1]),
-    config.hop,
-    config.window - config.hop,
-  )
-  # Whole hops laid side by side: a frame is a run of neighbouring hops, cut without a gather.
-  hops_per_window = -(-config.window // hop)
-  total = (num_frames + hops_per_window - 1) * hop
-  left = overlap // 2
-  audio = jnp.pad(audio, ((0, 0), (left, total)))[:, :total]
-  hops = audio.reshape(audio.shape[0], -1, hop)
-  pieces = [hops[:, k : k + num_frames] for k in range(hops_per_window)]
-  return jnp.concatenate(pieces, axis=-1)[..., : config.window]
-
-
 def log_mel(
   audio: jax.Array, lengths: jax.Array, *, num_mel_bins: int, config: LogMelConfig
 ) -> tuple[jax.Array, jax.Array]:
@@ -122,7 +95,14 @@ def log_mel(
   """
   audio = jnp.where(sample_mask(lengths, audio.shape[1]), to_float(audio), 0.0)
   window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
-  frames = _frames(audio, config) * window.astype(np.float32)
+  frames = cut_frames(
+    audio,
+    window=config.window,
+    hop=config.hop,
+    start=-(config.window - config.hop) // 2,
+    num_frames=config.num_frames(audio.shape[1]),
+  )
+  frames = frames * window.astype(np.float32)
   spectrum = jnp.fft.rfft(frames, n=config.fft_size)
   power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
   # Highest precision: a TPU would otherwise multiply fp32 in bfloat16 passes.

@@ -10,9 +10,9 @@ import numpy as np
 from slm_jax.evaluation import scores
 from slm_jax.evaluation.generation import GenerationSettings, answer_texts, transcribe_with_ctc
 from slm_jax.evaluation.runner import SpeechExample
-from slm_jax.interop.speech_encoder_folder import SpeechEncoderModel
 from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.language_model import LanguageModel
+from slm_jax.models.speech_encoder_model import SpeechEncoderModel
 
 
 class TextExample(Protocol):
@@ -50,7 +50,9 @@ class _CtcModel:
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
     encoded = self.encoder(audio, lengths)
     assert encoded.ctc_logits is not None
-    ids, counts = (np.asarray(x) for x in greedy_decode(encoded.ctc_logits, encoded.mask))
+    ids, counts = (
+      np.asarray(x) for x in greedy_decode(encoded.ctc_logits, encoded.mask, encoded.blank_id)
+    )
     return [self.tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)]
 
 

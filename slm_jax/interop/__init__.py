@@ -1,7 +1,7 @@
 """Weights in and out; the public entry points are re-exported here."""
 
 from slm_jax.interop.language_model_source import load_language_model, open_language_model
-from slm_jax.interop.speech_encoder_folder import load_speech_encoder, open_speech_encoder
+from slm_jax.interop.speech_encoder_source import load_speech_encoder, open_speech_encoder
 
 __all__ = [
   "load_language_model",

@@ -15,11 +15,11 @@ from slm_jax.interop.language_model_source import (
   is_remote,
   open_language_model,
 )
-from slm_jax.interop.speech_encoder_folder import (
-  MODEL_TYPE,
+from slm_jax.interop.speech_encoder_folder import save_speech_encoder
+from slm_jax.interop.speech_encoder_source import (
   StoredSpeechEncoder,
+  is_speech_encoder,
   open_speech_encoder,
-  save_speech_encoder,
 )
 
 # Other files of a tokenizer that Hugging Face folders have; this package reads spiece.model alone.
@@ -60,7 +60,7 @@ def open_import(
   """Looks at everything but the weights' values.
 
   Args:
-    source: what `open_language_model` takes, or a folder of `save_speech_encoder`.
+    source: what `open_language_model` takes, or what `open_speech_encoder` takes.
     output: a folder that does not exist yet.
     dtype, tokenizer: as of `open_language_model`.
 
@@ -134,4 +134,4 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
 
 def _is_speech_encoder(source: Path | str) -> bool:
   file = Path(source) / folders.CONFIG_NAME
-  return file.is_file() and folders.read_config(source).get("model_type") == MODEL_TYPE
+  return file.is_file() and is_speech_encoder(folders.read_config(source))

@@ -138,6 +138,7 @@ class Adapter(nn.Module):
     ctc_logits: jax.Array | None = None,
     token_embedding: jax.Array | None = None,
     *,
+    blank_id: int = 0,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
     """Adapts.
@@ -147,6 +148,7 @@ class Adapter(nn.Module):
       mask: bool [B, T], True = real.
       ctc_logits: [B, T, V] or None; needed by the CTC kinds of length reduction and `ctc_embeddings`.
       token_embedding: the LM's, [V or more, D]; needed by `ctc_embeddings`.
+      blank_id: class of `ctc_logits` that is the blank.
       train: turns on dropout and random length reduction.
 
     Returns:
@@ -164,7 +166,7 @@ class Adapter(nn.Module):
       group = cfg.length_reduction.output_dim(1)
       projection_init = _pass_on_embedding(group)
     reduction = LengthReduction(cfg.length_reduction, name="length_reduction")
-    x, mask = reduction(frames, mask, ctc_logits, train=train)
+    x, mask = reduction(frames, mask, ctc_logits, blank_id=blank_id, train=train)
     axes = ("frames_in", "embed")
     x = _dense(self.output_dim, axes, cfg.dtype, "projection", projection_init)(x)
     for index in range(cfg.num_layers):

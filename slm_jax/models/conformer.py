@@ -6,6 +6,7 @@ padding and neighbours in the batch change an example.
 """
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +19,23 @@ from slm_jax.models.relative_attention import (
   local_window,
   relative_positions,
 )
+from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.subsampling import TIME_REDUCTION
 
 _init = nn.initializers.lecun_normal()
 
 ATTENTION_KINDS = ("local", "chunk", "full")
-REMAT_KINDS = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConformerConfig:
+class ConformerConfig(SpeechEncoderConfig):
   """Shape of a Conformer-CTC speech encoder; contexts and chunks count encoder frames (40 ms).
 
   `attention` is "full", "local" (each frame sees `left_context` back and `right_context` ahead,
   USM's pre-training) or "chunk" (each frame sees the frames of its own chunk of `chunk_size`,
   USM's long-form inference; the convolutions still cross chunk borders). `vocab_size` 0 means no
-  CTC head; otherwise class 0 is the blank. `ffn_dim` None means 4 * model_dim. `dtype` is the
-  compute dtype. `intermediate_vocab_size` above 0 gives the middle layer a CTC head of its own, for
-  training (Lee and Watanabe, arXiv:2102.03216).
+  CTC head. `ffn_dim` None means 4 * model_dim. `intermediate_vocab_size` above 0 gives the middle
+  layer a CTC head of its own, for training (Lee and Watanabe, arXiv:2102.03216).
   """
 
   num_layers: int
@@ -45,19 +45,17 @@ class ConformerConfig:
   conv_kernel_size: int = 5
   num_mel_bins: int = 128
   subsampling_channels: tuple[int, int] = (128, 32)
-  vocab_size: int = 0
   attention: str = "local"
   left_context: int = 128
   right_context: int = 128
   chunk_size: int = 200
   dropout_rate: float = 0.0
-  dtype: str = "float32"
-  remat: str = "none"
   intermediate_vocab_size: int = 0
   log_mel: LogMelConfig = LogMelConfig()
   spec_augment: SpecAugmentConfig | None = None
 
   def __post_init__(self):
+    super().__post_init__()
     if self.num_layers < 1:
       raise ValueError(f"num_layers={self.num_layers}: expected at least 1")
     if self.model_dim % self.num_heads or self.model_dim % 2:
@@ -77,16 +75,24 @@ class ConformerConfig:
       )
     if self.intermediate_vocab_size and self.num_layers < 2:
       raise ValueError(f"num_layers={self.num_layers}: a CTC head in the middle needs at least 2")
-    if self.remat not in REMAT_KINDS:
-      raise ValueError(f"remat={self.remat!r}: expected one of {REMAT_KINDS}")
 
   @property
   def ffn_width(self) -> int:
     """F, the inner width of a feed-forward module."""
     return 4 * self.model_dim if self.ffn_dim is None else self.ffn_dim
 
+  @property
+  def frame_dim(self) -> int:
+    return self.model_dim
+
+  @property
+  def frame_samples(self) -> int:
+    return TIME_REDUCTION * self.log_mel.hop
+
+  def frozen(self) -> Self:
+    return dataclasses.replace(self, dropout_rate=0.0, spec_augment=None)
+
   def num_frames(self, num_samples: int) -> int:
-    """Encoder frames of a waveform of `num_samples` samples."""
     return -(-self.log_mel.num_frames(num_samples) // TIME_REDUCTION)
 
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-BLANK_ID = 0
-
 
 def ctc_feasible(logit_mask: jax.Array, labels: jax.Array, label_mask: jax.Array) -> jax.Array:
   """Whether the frames suffice for the labels: one each, and a blank between equal neighbours.
@@ -24,7 +22,11 @@ def ctc_feasible(logit_mask: jax.Array, labels: jax.Array, label_mask: jax.Array
 
 
 def ctc_loss(
-  logits: jax.Array, logit_mask: jax.Array, labels: jax.Array, label_mask: jax.Array
+  logits: jax.Array,
+  logit_mask: jax.Array,
+  labels: jax.Array,
+  label_mask: jax.Array,
+  blank_id: int = 0,
 ) -> jax.Array:
   """Negative log-probability of each example's labels, summed over alignments.
 
@@ -36,6 +38,7 @@ def ctc_loss(
     logit_mask: bool [B, T], True = real, real frames first.
     labels: int32 [B, L], no blanks among the real ones.
     label_mask: bool [B, L], True = real, real labels first.
+    blank_id: class of the blank.
 
   Returns:
     fp32 [B], in nats, per example (not divided by its length).
@@ -45,7 +48,7 @@ def ctc_loss(
     1.0 - logit_mask.astype(jnp.float32),
     labels,
     1.0 - label_mask.astype(jnp.float32),
-    blank_id=BLANK_ID,
+    blank_id=blank_id,
   )
   return jnp.where(ctc_feasible(logit_mask, labels, label_mask), losses, 0.0)
 
@@ -80,17 +83,20 @@ def starts_of_runs(best: jax.Array, mask: jax.Array) -> jax.Array:
   return mask & (best != previous)
 
 
-def greedy_decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def greedy_decode(
+  logits: jax.Array, mask: jax.Array, blank_id: int = 0
+) -> tuple[jax.Array, jax.Array]:
   """Most probable class per frame, repeats merged, blanks removed.
 
   Args:
     logits: [B, T, V].
     mask: bool [B, T], True = real, real frames first.
+    blank_id: class of the blank.
 
   Returns:
     (ids int32 [B, T], left-packed, padded with 0; lengths int32 [B]).
   """
   best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  keep = starts_of_runs(best, mask) & (best != BLANK_ID)
+  keep = starts_of_runs(best, mask) & (best != blank_id)
   ids, kept = pack_left(best, keep, best.shape[1])
   return ids, kept.sum(axis=1).astype(jnp.int32)

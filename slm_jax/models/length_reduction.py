@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from slm_jax.models.ctc import BLANK_ID, pack_left, starts_of_runs
+from slm_jax.models.ctc import pack_left, starts_of_runs
 
 FIXED_KINDS = ("drop", "random_drop", "stack", "mean", "conv")
 CTC_KINDS = ("ctc_blank", "ctc_collapse", "ctc_tokens")
@@ -66,21 +66,21 @@ def group(x: jax.Array, factor: int) -> jax.Array:
   return x.reshape(x.shape[0], -1, factor, *x.shape[2:])
 
 
-def non_blank(mask: jax.Array, ctc_logits: jax.Array) -> jax.Array:
+def non_blank(mask: jax.Array, ctc_logits: jax.Array, blank_id: int = 0) -> jax.Array:
   """Marks the real frames whose most probable class is not the blank.
 
   An utterance of blanks alone keeps its least blank real frame: the LM is to see that there was
   speech. mask bool [B, T], ctc_logits [B, T, V] -> bool [B, T].
   """
-  keep = mask & (jnp.argmax(ctc_logits, axis=-1) != BLANK_ID)
-  blank = jax.nn.log_softmax(ctc_logits.astype(jnp.float32), axis=-1)[..., BLANK_ID]
+  keep = mask & (jnp.argmax(ctc_logits, axis=-1) != blank_id)
+  blank = jax.nn.log_softmax(ctc_logits.astype(jnp.float32), axis=-1)[..., blank_id]
   least_blank = jnp.argmin(jnp.where(mask, blank, jnp.inf), axis=1)
   fallback = mask & (jnp.arange(mask.shape[1])[None] == least_blank[:, None])
   return jnp.where(keep.any(axis=1, keepdims=True), keep, fallback)
 
 
 def keep_non_blank(
-  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
+  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int, blank_id: int = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Drops the frames that `non_blank` does not mark.
 
@@ -89,17 +89,18 @@ def keep_non_blank(
     mask: bool [B, T], True = real.
     ctc_logits: [B, T, V].
     size: T', positions of the result.
+    blank_id: class of the blank.
 
   Returns:
     ([B, T', D] left-packed, 0 at padding; mask bool [B, T']; int32 [B], frames that did not fit).
   """
-  keep = non_blank(mask, ctc_logits)
+  keep = non_blank(mask, ctc_logits, blank_id)
   packed, packed_mask = pack_left(frames, keep, size)
   return packed, packed_mask, jnp.maximum(keep.sum(axis=1) - size, 0)
 
 
 def average_runs(
-  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
+  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int, blank_id: int = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Replaces each run of frames of one most probable class by its mean.
 
@@ -109,13 +110,13 @@ def average_runs(
 
 
 def average_tokens(
-  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int
+  frames: jax.Array, mask: jax.Array, ctc_logits: jax.Array, size: int, blank_id: int = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Replaces each run of frames of one most probable class but the blank by its mean.
 
   Arguments and results as of `keep_non_blank`.
   """
-  keep = non_blank(mask, ctc_logits)
+  keep = non_blank(mask, ctc_logits, blank_id)
   starts = keep & starts_of_runs(jnp.argmax(ctc_logits, axis=-1), mask)
   # The one blank frame that stands for an utterance of blanks need not start its run.
   alone = keep & ~starts.any(axis=1, keepdims=True)
@@ -150,6 +151,7 @@ class LengthReduction(nn.Module):
     mask: jax.Array,
     ctc_logits: jax.Array | None = None,
     *,
+    blank_id: int = 0,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
     """Reduces.
@@ -157,7 +159,8 @@ class LengthReduction(nn.Module):
     Args:
       frames: [B, T, D].
       mask: bool [B, T], True = real, real frames first.
-      ctc_logits: [B, T, V], class 0 the blank; the CTC kinds need them.
+      ctc_logits: [B, T, V], the CTC kinds need them.
+      blank_id: class of the blank.
       train: whether random_drop draws.
 
     Returns:
@@ -180,7 +183,7 @@ class LengthReduction(nn.Module):
         "ctc_tokens": average_tokens,
       }
       reduce, size = kinds[cfg.kind], cfg.output_length(frames.shape[1])
-      frames, mask, lost = reduce(frames, mask, ctc_logits, size)
+      frames, mask, lost = reduce(frames, mask, ctc_logits, size, blank_id)
       self.sow("intermediates", "frames_lost", lost)
       return frames, mask
 

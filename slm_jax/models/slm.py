@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.models.adapter import Adapter, AdapterConfig
-from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.speech_encoder import SpeechEncoderConfig
+from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.t5 import T5, T5Config
 
 
@@ -16,7 +17,7 @@ from slm_jax.models.t5 import T5, T5Config
 class SLMConfig:
   """The three parts. `speech_first` puts speech before the instruction (the default order)."""
 
-  speech_encoder: ConformerConfig
+  speech_encoder: SpeechEncoderConfig
   adapter: AdapterConfig
   language_model: T5Config
   speech_first: bool = True
@@ -56,7 +57,7 @@ class SLM(nn.Module):
 
   def setup(self):
     cfg = self.config
-    self.speech_encoder = SpeechEncoder(cfg.speech_encoder)
+    self.speech_encoder = make_speech_encoder(cfg.speech_encoder)
     self.adapter = Adapter(cfg.adapter, output_dim=cfg.language_model.emb_dim)
     self.language_model = T5(cfg.language_model)
 
@@ -67,7 +68,12 @@ class SLM(nn.Module):
     encoded = self.speech_encoder(audio, lengths, train=train)
     table = self.language_model.token_table() if self.config.adapter.ctc_embeddings else None
     speech, speech_mask = self.adapter(
-      encoded.frames, encoded.mask, encoded.ctc_logits, table, train=train
+      encoded.frames,
+      encoded.mask,
+      encoded.ctc_logits,
+      table,
+      blank_id=encoded.blank_id,
+      train=train,
     )
     text = self.language_model.embed(prompt)
     parts = (speech, speech_mask), (text, prompt != self.config.language_model.pad_id)

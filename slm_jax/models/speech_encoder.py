@@ -1,16 +1,21 @@
-"""The speech encoder: waveform in, frames and CTC logits out (USM, arXiv:2303.01037 §2)."""
+"""What every speech encoder has in common: the seat between the waveform and the adapter.
+
+An encoder is a Flax module built from its config alone, with two methods:
+
+  features(audio, lengths) -> (features [B, T', F], mask bool [B, T'])
+  __call__(audio, lengths, *, train=False) -> SpeechEncoderOutput
+
+`audio` is int16, or float in [-1, 1], [B, S] at 16 kHz, and `lengths` int32 [B] in samples; what lies
+past the lengths is ignored. The families are listed in `slm_jax.models.speech_encoders.families`.
+"""
+
+import dataclasses
+from typing import Self
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 
-from slm_jax.audio.log_mel import log_mel
-from slm_jax.audio.spec_augment import spec_augment
-from slm_jax.models.conformer import ConformerConfig, ConformerStack, dense
-from slm_jax.models.subsampling import Subsampling
-
-__all__ = ["ConformerConfig", "SpeechEncoder", "SpeechEncoderOutput"]
+REMAT_KINDS = ("none", "full", "dots")
 
 
 @struct.dataclass
@@ -20,60 +25,62 @@ class SpeechEncoderOutput:
   Attributes:
     frames: [B, T, D], 0 at padding.
     mask: bool [B, T], True = real; real frames come first.
+    ctc_logits: fp32 [B, T, V], classes in the order of the weights' own vocabulary; None without a
+      CTC head.
     intermediate_ctc_logits: fp32 [B, T, intermediate vocabulary], or None.
-    ctc_logits: fp32 [B, T, V], class 0 the blank; None without a CTC head.
+    blank_id: the class of `ctc_logits` that is the blank.
   """
 
   frames: jax.Array
   mask: jax.Array
   ctc_logits: jax.Array | None
   intermediate_ctc_logits: jax.Array | None = None
+  blank_id: int = struct.field(pytree_node=False, default=0)
 
 
-class SpeechEncoder(nn.Module):
-  """Log-mel, subsampling to 25 frames/s, Conformer blocks, CTC head."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechEncoderConfig:
+  """What the rest of the model asks of an encoder's config; each family adds its shape.
 
-  config: ConformerConfig
+  `vocab_size` 0 means no CTC head; otherwise class `blank_id` is the blank. `dtype` is the compute
+  type, `remat` what a backward pass computes again: "none", "full" (everything) or "dots" (all but
+  matrix products).
+  """
 
-  def setup(self):
-    cfg = self.config
-    self.subsampling = Subsampling(cfg.subsampling_channels, cfg.model_dim, cfg.dtype)
-    self.conformer = ConformerStack(cfg)
-    if cfg.vocab_size:
-      self.ctc_head = dense(cfg, cfg.vocab_size, ("embed", "vocab"), "ctc_head")
-    if cfg.intermediate_vocab_size:
-      size = cfg.intermediate_vocab_size
-      self.intermediate_ctc_head = dense(cfg, size, ("embed", "vocab"), "intermediate_ctc_head")
+  vocab_size: int = 0
+  blank_id: int = 0
+  dtype: str = "float32"
+  remat: str = "none"
 
-  def features(self, audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """audio [B, S], lengths int32 [B] -> log-mel fp32 [B, T', F], mask bool [B, T']; 10 ms each."""
-    cfg = self.config
-    return log_mel(audio, lengths, num_mel_bins=cfg.num_mel_bins, config=cfg.log_mel)
+  def __post_init__(self):
+    if self.vocab_size < 0 or not 0 <= self.blank_id < max(1, self.vocab_size):
+      raise ValueError(
+        f"vocab_size={self.vocab_size}, blank_id={self.blank_id}: expected 0 classes or more, one of "
+        f"them the blank"
+      )
+    if self.remat not in REMAT_KINDS:
+      raise ValueError(f"remat={self.remat!r}: expected one of {REMAT_KINDS}")
 
-  def __call__(
-    self, audio: jax.Array, lengths: jax.Array, *, train: bool = False
-  ) -> SpeechEncoderOutput:
-    """Encodes.
+  @property
+  def frame_dim(self) -> int:
+    """D, the width of a frame."""
+    raise NotImplementedError
 
-    Args:
-      audio: int16, or float in [-1, 1], [B, S] at 16 kHz; what lies past the lengths is ignored.
-      lengths: int32 [B], in samples.
-      train: turns on dropout (rng "dropout") and, where configured, SpecAugment (rng
-        "spec_augment").
+  @property
+  def frame_samples(self) -> int:
+    """Samples from one frame to the next."""
+    raise NotImplementedError
 
-    Returns:
-      The frames, T = config.num_frames(S) of them, 40 ms each.
-    """
-    cfg = self.config
-    features, mask = self.features(audio, lengths)
-    if train and cfg.spec_augment is not None:
-      features = spec_augment(self.make_rng("spec_augment"), features, mask, cfg.spec_augment)
-    x, mask = self.subsampling(features, mask)
-    frames, middle = self.conformer.with_middle(x, mask, train=train)
-    logits = self.ctc_head(frames).astype(jnp.float32) if cfg.vocab_size else None
-    middle_logits = None
-    if middle is not None:
-      middle_logits = self.intermediate_ctc_head(middle).astype(jnp.float32)
-    return SpeechEncoderOutput(
-      frames=frames, mask=mask, ctc_logits=logits, intermediate_ctc_logits=middle_logits
-    )
+  @property
+  def max_samples(self) -> int | None:
+    """Longest waveform the encoder takes; None if any."""
+    return None
+
+  def num_frames(self, num_samples: int) -> int:
+    """T of a waveform of `num_samples` samples, also the number of real frames of such a one in a
+    longer batch."""
+    raise NotImplementedError
+
+  def frozen(self) -> Self:
+    """The same encoder without what acts in training only: dropout, masked spectrograms."""
+    return self

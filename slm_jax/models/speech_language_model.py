@@ -12,7 +12,7 @@ from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.slm import SLM
-from slm_jax.models.speech_encoder import SpeechEncoder
+from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.t5 import T5
 
 
@@ -50,9 +50,9 @@ class SpeechLanguageModel:
   @functools.cached_property
   def _ctc(self):
     def decode(params, audio, lengths):
-      encoder = SpeechEncoder(self.model.config.speech_encoder)
+      encoder = make_speech_encoder(self.model.config.speech_encoder)
       encoded = encoder.apply({"params": params}, audio, lengths)
-      return greedy_decode(encoded.ctc_logits, encoded.mask)  # pyright: ignore
+      return greedy_decode(encoded.ctc_logits, encoded.mask, encoded.blank_id)  # pyright: ignore
 
     return jax.jit(decode)
 

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.models.ctc import BLANK_ID, pack_left
+from slm_jax.models.ctc import pack_left
+
+# Class of the blank, as `ConformerConfig` has it.
+BLANK_ID = 0
 
 
 def character_table(tokenizer) -> tuple[np.ndarray, int]:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.models.ctc import ctc_loss
 from slm_jax.models.slm import SLM
-from slm_jax.models.speech_encoder import SpeechEncoder
+from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5
 from slm_jax.training.character_targets import character_labels
 from slm_jax.training.losses import vocabulary_cross_entropy
@@ -111,7 +111,7 @@ class SpeechEncoderObjective:
   head over characters.
   """
 
-  model: SpeechEncoder
+  model: USMEncoder
   character_table: np.ndarray | None = None
   eos_id: int = 1
 

@@ -11,8 +11,9 @@ from typing import Any
 from slm_jax import interop
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig, scale_output_norm
+from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.slm import SLM, SLMConfig
-from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5, T5Config
 from slm_jax.models.t5_config import COMPUTE_TYPES, REMAT_POLICIES
 from slm_jax.training.character_targets import character_table
@@ -90,7 +91,7 @@ class AdapterRecipe:
       _check_same_pieces(encoder, lm, self)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
     config = SLMConfig(
-      speech_encoder=dataclasses.replace(encoder.config, dropout_rate=0.0, spec_augment=None),
+      speech_encoder=encoder.config.frozen(),
       adapter=self.adapter,
       language_model=dataclasses.replace(
         lm.config,
@@ -154,7 +155,7 @@ class SpeechEncoderRecipe:
     if self.intermediate_characters:
       table, size = character_table(tokenizer)
       config = dataclasses.replace(config, intermediate_vocab_size=size)
-    objective = SpeechEncoderObjective(SpeechEncoder(config), table)
+    objective = SpeechEncoderObjective(USMEncoder(config), table)
     return Built(objective, "speech_encoder/.*", {}, _unchanged, tokenizer)
 
 

@@ -13,7 +13,8 @@ from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.interop import load_speech_encoder
 from slm_jax.interop.speech_encoder_folder import abstract_params, save_speech_encoder
-from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.conformer import ConformerConfig
+from slm_jax.models.speech_encoders.usm import USMEncoder
 
 CONFIG = ConformerConfig(
   num_layers=2, model_dim=8, num_heads=2, num_mel_bins=16, subsampling_channels=(3, 4),
@@ -36,7 +37,7 @@ def test_round_trip(params, tmp_path):
   loaded = load_speech_encoder(tmp_path)
   assert loaded.config == CONFIG and loaded.tokenizer is None
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-  module, lengths = SpeechEncoder(CONFIG), jnp.array(LENGTHS)
+  module, lengths = USMEncoder(CONFIG), jnp.array(LENGTHS)
   expected = jax.jit(module.apply)({"params": params}, AUDIO, lengths)
   out = loaded(AUDIO, LENGTHS)
   np.testing.assert_allclose(out.frames, expected.frames, atol=1e-5)

@@ -9,8 +9,9 @@ import pytest
 from flax import linen as nn
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.partitioning import RULES
-from slm_jax.models.speech_encoder import ConformerConfig, SpeechEncoder
+from slm_jax.models.speech_encoders.usm import USMEncoder
 
 CONFIG = ConformerConfig(
   num_layers=2, model_dim=16, num_heads=2, num_mel_bins=16, subsampling_channels=(4, 4),
@@ -28,7 +29,7 @@ def params():
 
 
 def encode(params, audio=AUDIO, lengths=LENGTHS, config=CONFIG):
-  return jax.jit(SpeechEncoder(config).apply)(params, audio, lengths)
+  return jax.jit(USMEncoder(config).apply)(params, audio, lengths)
 
 
 def test_output_shapes(params):
@@ -37,7 +38,7 @@ def test_output_shapes(params):
   assert out.frames.shape == (3, 15, 16) and out.ctc_logits.shape == (3, 15, 9)
   assert out.ctc_logits.dtype == jnp.float32
   assert out.mask.sum(axis=1).tolist() == [CONFIG.num_frames(n) for n in LENGTHS] == [15, 10, 1]
-  features, mask = SpeechEncoder(CONFIG).apply({}, AUDIO, LENGTHS, method="features")
+  features, mask = USMEncoder(CONFIG).apply({}, AUDIO, LENGTHS, method="features")
   assert features.shape == (3, 57, 16) and mask.sum(axis=1).tolist() == [57, 40, 1]
 
 
@@ -73,7 +74,7 @@ def test_spec_augment_acts_in_training_only(params):
   @jax.jit
   def frames(seed):
     rngs = {"spec_augment": jax.random.key(seed)}
-    return SpeechEncoder(config).apply(params, AUDIO, LENGTHS, train=True, rngs=rngs).frames
+    return USMEncoder(config).apply(params, AUDIO, LENGTHS, train=True, rngs=rngs).frames
 
   np.testing.assert_array_equal(encode(params, config=config).frames, encode(params).frames)
   np.testing.assert_array_equal(frames(1), frames(1))
@@ -90,7 +91,7 @@ def test_bfloat16_computes_near_float32(params):
 def abstract(config: ConformerConfig):
   audio = jax.ShapeDtypeStruct((1, 16_000), jnp.int16)
   lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-  return jax.eval_shape(SpeechEncoder(config).init, jax.random.key(0), audio, lengths)["params"]
+  return jax.eval_shape(USMEncoder(config).init, jax.random.key(0), audio, lengths)["params"]
 
 
 def test_every_parameter_names_its_axes():

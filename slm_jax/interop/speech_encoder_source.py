@@ -1,0 +1,98 @@
+"""Speech encoders from any source: a folder of ours, or a Hugging Face folder of a known family."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import unflatten_dict
+
+from slm_jax.errors import UserError
+from slm_jax.interop import safetensors_folder, speech_encoder_folder
+from slm_jax.interop.placement import place_all
+from slm_jax.interop.stored_parameter import StoredParameter
+from slm_jax.models.speech_encoder import SpeechEncoderConfig
+from slm_jax.models.speech_encoder_model import SpeechEncoderModel
+
+# Reads (folder, its config.json, dtype) as (config, parameters by path joined with "/").
+Opener = Callable[
+  [Path, Mapping[str, Any], str | None], tuple[SpeechEncoderConfig, dict[str, StoredParameter]]
+]
+# `model_type` of a Hugging Face config.json -> how to open such a folder.
+OPENERS: dict[str, Opener] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredSpeechEncoder:
+  """An encoder whose weights still lie in its files.
+
+  Attributes:
+    config: shape of the model.
+    parameters: by path, joined with "/".
+    tokenizer_path: SentencePiece model of the CTC head's pieces, None if there is none.
+  """
+
+  config: SpeechEncoderConfig
+  parameters: dict[str, StoredParameter]
+  tokenizer_path: Path | None
+
+  @property
+  def params(self) -> dict:
+    """The parameters as a nested dict."""
+    return unflatten_dict(self.parameters, sep="/")
+
+  @property
+  def tokenizer(self) -> Any:
+    """A new tokenizer, or None."""
+    if self.tokenizer_path is None:
+      return None
+    return safetensors_folder.open_tokenizer(self.tokenizer_path)
+
+
+def is_speech_encoder(record: Mapping[str, Any]) -> bool:
+  """Whether a config.json is of a speech encoder that `open_speech_encoder` opens."""
+  return speech_encoder_folder.is_own_folder(record) or record.get("model_type") in OPENERS
+
+
+def open_speech_encoder(path: str | Path, *, dtype: str | None = None) -> StoredSpeechEncoder:
+  """Opens a folder without reading its weights.
+
+  Args:
+    path: a folder of `save_speech_encoder`, or a Hugging Face folder of a family in `OPENERS`.
+    dtype: type the parameters are cast to, "float32", "bfloat16" or "float16"; None keeps the
+      stored one. The compute type is the config's.
+
+  Raises:
+    UserError: a file is missing or damaged, the family or one of its options is not supported, or
+      the weights are not those of the config.
+  """
+  safetensors_folder.check_dtype(dtype)
+  folder = Path(path)
+  record = safetensors_folder.read_config(folder)
+  if speech_encoder_folder.is_own_folder(record):
+    config, parameters = speech_encoder_folder.open_own_folder(folder, dtype=dtype)
+  elif (kind := record.get("model_type")) in OPENERS:
+    config, parameters = OPENERS[kind](folder, record, dtype)
+  else:
+    raise UserError(
+      f"{folder / safetensors_folder.CONFIG_NAME}: model_type is {kind!r}, expected a speech encoder: "
+      f"one that this program saved, or one of {sorted(OPENERS)}"
+    )
+  tokenizer = folder / safetensors_folder.TOKENIZER_NAME
+  return StoredSpeechEncoder(
+    config=config,
+    parameters=parameters,
+    tokenizer_path=tokenizer if tokenizer.is_file() else None,
+  )
+
+
+def load_speech_encoder(path: str | Path, *, dtype: str | None = None) -> SpeechEncoderModel:
+  """Loads a folder onto the default device; arguments and errors as of `open_speech_encoder`.
+
+  Raises:
+    UserError: besides, tensors hold NaN or infinite values.
+  """
+  source = open_speech_encoder(path, dtype=dtype)
+  tokenizer = source.tokenizer
+  placed = place_all(source.parameters, None)
+  return SpeechEncoderModel(source.config, unflatten_dict(placed, sep="/"), tokenizer)

@@ -1,0 +1,32 @@
+"""The speech encoders there are, by the name that a saved folder's config.json gives them."""
+
+import dataclasses
+
+from flax import linen as nn
+
+from slm_jax.models.conformer import ConformerConfig
+from slm_jax.models.speech_encoder import SpeechEncoderConfig
+from slm_jax.models.speech_encoders.usm import USMEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """A kind of encoder: the class of its config, and the module made from one."""
+
+  config: type[SpeechEncoderConfig]
+  module: type[nn.Module]
+
+
+FAMILIES = {
+  "conformer_ctc": Family(ConformerConfig, USMEncoder),
+}
+
+
+def family_of(config: SpeechEncoderConfig) -> str:
+  """The name of the family a config belongs to."""
+  return next(name for name, family in FAMILIES.items() if family.config is type(config))
+
+
+def make_speech_encoder(config: SpeechEncoderConfig, name: str | None = None) -> nn.Module:
+  """The module of a config; its interface is that of `slm_jax.models.speech_encoder`."""
+  return FAMILIES[family_of(config)].module(config, name=name)  # pyright: ignore[reportCallIssue]
