@@ -2,11 +2,12 @@
 
   python benchmarks/compile_xxl.py --topology v5e:4x4 --fsdp 4 --tensor 4
 
-The weights are frozen, bf16 and sharded; needs the libtpu wheel and no TPU. Prints one JSON object: what it took, and
+The weights are frozen, bf16 or int8, and sharded; needs the libtpu wheel and no TPU. Prints one JSON object: what it took, and
 the bytes of each chip's memory. The limits are 3 minutes on 2 cores and 6 GiB.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -35,6 +36,7 @@ def parse_flags() -> argparse.Namespace:
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--source_length", type=int, default=512)
   parser.add_argument("--target_length", type=int, default=64)
+  parser.add_argument("--weights", default="bfloat16", choices=["bfloat16", "int8"])
   return parser.parse_args()
 
 
@@ -53,7 +55,8 @@ def main() -> None:
     loss_chunk=recipe.loss_chunk,
   )
   start = time.monotonic()
-  lowered = lower_train_through(recipe.config, shape, mesh)
+  kind = "int8" if flags.weights == "int8" else "float"
+  lowered = lower_train_through(dataclasses.replace(recipe.config, weights=kind), shape, mesh)
   traced = time.monotonic()
   compiled = lowered.compile()
   done = time.monotonic()

@@ -21,6 +21,7 @@ from slm_jax.interop.speech_encoder_source import (
   is_speech_encoder,
   open_speech_encoder,
 )
+from slm_jax.interop.stored_parameter import FLOAT_TYPES
 
 # Other files of a tokenizer that Hugging Face folders have; this package reads spiece.model alone.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -68,6 +69,11 @@ def open_import(
     UserError: `output` exists, the disk has too little room, or the source cannot be opened.
   """
   output = Path(output)
+  if dtype is not None and dtype not in FLOAT_TYPES:
+    raise UserError(
+      f"--dtype={dtype}: expected one of {list(FLOAT_TYPES)}; folders hold floats, int8 weights are made "
+      "from them when a model is loaded"
+    )
   if os.path.lexists(output):
     raise UserError(f"output {output} exists; nothing is overwritten, remove it or choose another")
   if _is_speech_encoder(source):

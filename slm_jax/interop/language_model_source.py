@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
@@ -14,10 +13,11 @@ from slm_jax.interop import safetensors_folder as folders
 from slm_jax.interop import t5x_checkpoint, t5x_format
 from slm_jax.interop.hf_t5 import open_hf_language_model
 from slm_jax.interop.placement import place_all
+from slm_jax.interop.quantized_parameter import QuantizedParameter, quantized
 from slm_jax.interop.stored_parameter import StoredParameter
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.partitioning import parameter_shardings
-from slm_jax.models.t5 import T5, T5Config
+from slm_jax.models.t5 import T5Config, abstract_params
 
 REMOTE_PREFIX = "gs://"
 
@@ -28,12 +28,12 @@ class StoredLanguageModel:
 
   Attributes:
     config: shape of the model.
-    parameters: by path, T5X's names.
+    parameters: by path, T5X's names; `QuantizedParameter`s among them where asked for.
     tokenizer_path: its SentencePiece model, None if there is none.
   """
 
   config: T5Config
-  parameters: dict[str, StoredParameter]
+  parameters: dict[str, StoredParameter | QuantizedParameter]
   tokenizer_path: Path | None
 
   @property
@@ -55,14 +55,16 @@ def open_language_model(
   Args:
     path: a Hugging Face folder (config.json, with safetensors or pytorch_model.bin), or a T5X
       checkpoint (`checkpoint_<step>`), which may be gs://bucket/….
-    dtype: "float32", "bfloat16" or "float16" casts the weights; None keeps the file's types.
+    dtype: "float32", "bfloat16" or "float16" casts the weights; "int8" quantises the large ones as
+      they are read (see `slm_jax.models.quantization`); None keeps the file's types.
     tokenizer: SentencePiece model; None takes spiece.model in the folder, or beside a checkpoint.
 
   Raises:
     UserError: neither of the two, a file is missing or damaged, or a tensor is missing, surplus or
       mis-shaped; or the shapes of a checkpoint leave open what model it is.
   """
-  folder = Path(path)
+  folder, kind = Path(path), "int8" if dtype == "int8" else "float"
+  dtype = None if kind == "int8" else dtype
   if is_remote(path) or t5x_format.is_checkpoint(folder):
     config, parameters = t5x_checkpoint.open_t5x_language_model(path, dtype=dtype)
     beside = () if is_remote(path) else (folder, folder.resolve().parent)
@@ -70,6 +72,7 @@ def open_language_model(
     _check_is_folder_of_a_model(folder)
     config, parameters = open_hf_language_model(folder, dtype=dtype)
     beside = (folder,)
+  stored: dict[str, Any] = dict(parameters)
   if tokenizer is not None:
     if not Path(tokenizer).is_file():
       raise UserError(f"tokenizer {tokenizer} does not exist; expected a SentencePiece model")
@@ -77,7 +80,11 @@ def open_language_model(
   else:
     files = (place / folders.TOKENIZER_NAME for place in beside)
     found = next((file for file in files if file.is_file()), None)
-  return StoredLanguageModel(config=config, parameters=parameters, tokenizer_path=found)
+  if kind == "int8":
+    config = dataclasses.replace(config, weights=kind)
+    shapes = traverse_util.flatten_dict(nn.unbox(abstract_params(config)), sep="/")
+    stored = quantized(parameters, shapes)
+  return StoredLanguageModel(config=config, parameters=stored, tokenizer_path=found)
 
 
 def load_language_model(
@@ -120,12 +127,8 @@ def _check_is_folder_of_a_model(folder: Path) -> None:
 
 def _shardings(config: T5Config, mesh: Mesh) -> dict[str, NamedSharding]:
   """Where each parameter belongs, by path."""
-  tokens = jnp.zeros((1, 2), jnp.int32)
-  boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens == 0, tokens)
-  flat: dict[str, Any] = traverse_util.flatten_dict(
-    parameter_shardings(boxed["params"], mesh), sep="/"
-  )
-  return flat
+  shardings = parameter_shardings(abstract_params(config), mesh)
+  return traverse_util.flatten_dict(shardings, sep="/")  # pyright: ignore[reportReturnType]
 
 
 def is_remote(path: Path | str) -> bool:

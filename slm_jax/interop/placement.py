@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax.interop.stored_parameter import StoredParameter, map_all
+from slm_jax.interop.stored_parameter import map_all
 
 
 def place(parameter: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -16,7 +16,7 @@ def place(parameter: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
   has one of them in host memory at a time.
 
   Args:
-    parameter: a StoredParameter, or an array that every process holds whole.
+    parameter: a StoredParameter or QuantizedParameter, or an array that every process holds whole.
     sharding: None is the default device, to which JAX does not bind the array.
 
   Returns:
@@ -37,7 +37,7 @@ def place(parameter: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
   shards = []
   for ranges, devices in devices_of.items():
     index = tuple(slice(*one) for one in ranges)
-    if isinstance(parameter, StoredParameter):
+    if hasattr(parameter, "read"):
       content = parameter.read(index)
     else:
       content = np.asarray(parameter[index])

@@ -85,7 +85,7 @@ def result_dtype(tensors: Iterable[StoredTensor], dtype: str | None) -> np.dtype
 def check_dtype(dtype: str | None) -> None:
   """Raises UserError for anything but None or the name of a float type that weights may have."""
   if dtype is not None and dtype not in FLOAT_TYPES:
-    raise UserError(f"dtype={dtype!r}: expected None or one of {list(FLOAT_TYPES)}")
+    raise UserError(f"dtype={dtype!r}: expected None or one of {[*FLOAT_TYPES, 'int8']}")
 
 
 def read_config(folder: Path | str) -> dict:

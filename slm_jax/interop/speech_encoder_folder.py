@@ -16,8 +16,10 @@ from flax.traverse_util import flatten_dict
 
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder
+from slm_jax.interop.quantized_parameter import quantized
 from slm_jax.interop.safetensors_writer import write_tensors
 from slm_jax.interop.stored_parameter import StoredParameter
+from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoders.families import FAMILIES, family_of, make_speech_encoder
 
@@ -109,3 +111,20 @@ def open_own_folder(
   names = {key: key.replace("/", ".") for key in leaves}
   folder.check({names[key]: leaf.shape for key, leaf in leaves.items()})
   return config, {key: folder.parameter(name, dtype) for key, name in names.items()}
+
+
+def quantize_encoder(
+  config: SpeechEncoderConfig, parameters: Mapping[str, StoredParameter]
+) -> tuple[SpeechEncoderConfig, dict[str, Any]]:
+  """The same encoder with int8 weights, made of the floats as they are read.
+
+  Raises:
+    UserError: the family has float weights only.
+  """
+  if not isinstance(config, ConformerConfig):
+    raise UserError(
+      f"int8 weights are for encoders of the family conformer_ctc, this one is {family_of(config)}; "
+      'set AdapterRecipe.speech_encoder_dtype = "bfloat16"'
+    )
+  config = dataclasses.replace(config, weights="int8")
+  return config, quantized(parameters, flatten_dict(abstract_params(config), sep="/"))

@@ -59,13 +59,15 @@ def open_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Stored
 
   Args:
     path: a folder of `save_speech_encoder`, or a Hugging Face folder of a family in `OPENERS`.
-    dtype: type the parameters are cast to, "float32", "bfloat16" or "float16"; None keeps the
-      stored one. The compute type is the config's.
+    dtype: type the parameters are cast to, "float32", "bfloat16" or "float16"; "int8" quantises
+      the large ones as they are read; None keeps the stored one. The compute type is the config's.
 
   Raises:
     UserError: a file is missing or damaged, the family or one of its options is not supported, or
       the weights are not those of the config.
   """
+  int8 = dtype == "int8"
+  dtype = None if int8 else dtype
   safetensors_folder.check_dtype(dtype)
   folder = Path(path)
   record = safetensors_folder.read_config(folder)
@@ -78,6 +80,8 @@ def open_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Stored
       f"{folder / safetensors_folder.CONFIG_NAME}: model_type is {kind!r}, expected a speech encoder: "
       f"one that this program saved, or one of {sorted(OPENERS)}"
     )
+  if int8:
+    config, parameters = speech_encoder_folder.quantize_encoder(config, parameters)
   tokenizer = folder / safetensors_folder.TOKENIZER_NAME
   return StoredSpeechEncoder(
     config=config,

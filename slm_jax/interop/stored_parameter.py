@@ -48,7 +48,7 @@ def map_all(use: Callable[[str, _Leaf], _Result], leaves: Mapping[str, _Leaf]) -
     except DamagedWeights as error:
       places += error.places
   if places:
-    raise DamagedWeights(places)
+    raise DamagedWeights(list(dict.fromkeys(places)))
   return results
 
 

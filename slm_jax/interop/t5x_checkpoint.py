@@ -7,13 +7,10 @@ have heads and head width as one axis or as two.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -23,7 +20,7 @@ from slm_jax.interop import t5x_format
 from slm_jax.interop.safetensors_folder import check_dtype, result_dtype
 from slm_jax.interop.stored_parameter import FLOAT_TYPES, StoredParameter, StoredTensor
 from slm_jax.interop.t5x_config import evident, infer_config
-from slm_jax.models.t5 import T5, T5Config
+from slm_jax.models.t5 import T5Config, abstract_params
 
 _SIDES = ("encoder", "decoder")
 _READABLE_TYPES = (*FLOAT_TYPES, "float64")
@@ -119,12 +116,9 @@ class _Source:
   scanned: bool = False
 
 
-@functools.lru_cache(maxsize=8)
 def _shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
   """Shape of every parameter that the model creates, by path."""
-  tokens = jnp.zeros((1, 2), jnp.int32)
-  boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens == 0, tokens)
-  flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")
+  flat = traverse_util.flatten_dict(nn.unbox(abstract_params(config)), sep="/")
   return {name: leaf.shape for name, leaf in flat.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -29,8 +29,12 @@ def slice_devices(topology: str) -> list:
     )
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+  # libtpu takes a host for a tray of 2x2 chips, unless told of a host with a chip of its own.
+  alone = topology.partition(":")[2] in ("1x1", "1x1x1")
+  options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    return list(found.devices)
   except Exception as error:  # what libtpu raises is of no narrower type
     reason = str(error).strip().split("\n")[0]
     raise UserError(

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.models.partitioning import parameter_shardings
-from slm_jax.models.t5 import T5, T5Config
+from slm_jax.models.t5 import T5, T5Config, abstract_params
 from slm_jax.training.losses import vocabulary_cross_entropy
 from slm_jax.training.sharding import BATCH_SPEC, check_batch_size
 
@@ -35,7 +35,7 @@ class TrainThroughShape:
   source_length: int
   target_length: int
   loss_chunk: int = 0
-  # Type of the frozen weights.
+  # Type of the frozen weights, unless the config makes them int8.
   weight_dtype: str = "bfloat16"
 
 
@@ -68,12 +68,11 @@ def abstract_inputs(
 ) -> tuple[jax.ShapeDtypeStruct, dict, LanguageBatch]:
   """The step's arguments on a mesh, weights by the rules of `partitioning`; no memory is used."""
   check_batch_size(shape.batch_size, mesh)
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-  boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, mask, tokens)["params"]
+  boxed = abstract_params(config)
 
   def weight(leaf, sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(shape.weight_dtype), sharding=sharding)
+    dtype = leaf.dtype if config.weights == "int8" else jnp.dtype(shape.weight_dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
   params = jax.tree.map(weight, nn.unbox(boxed), parameter_shardings(boxed, mesh))
   rows = NamedSharding(mesh, BATCH_SPEC)

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from slm_jax.audio.log_mel import LogMelConfig
 from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.models.quantization import WEIGHT_KINDS, Dense
 from slm_jax.models.relative_attention import (
   RelativeAttention,
   local_window,
@@ -51,6 +52,8 @@ class ConformerConfig(SpeechEncoderConfig):
   chunk_size: int = 200
   dropout_rate: float = 0.0
   intermediate_vocab_size: int = 0
+  # "int8": kernels are stored as `slm_jax.models.quantization` says; frozen ones only.
+  weights: str = "float"
   log_mel: LogMelConfig = LogMelConfig()
   spec_augment: SpecAugmentConfig | None = None
 
@@ -73,6 +76,8 @@ class ConformerConfig(SpeechEncoderConfig):
         f"left_context={self.left_context}, right_context={self.right_context}, chunk_size="
         f"{self.chunk_size}: expected contexts of 0 or more and chunks of at least 1 frame"
       )
+    if self.weights not in WEIGHT_KINDS:
+      raise ValueError(f"weights={self.weights!r}: expected one of {WEIGHT_KINDS}")
     if self.intermediate_vocab_size and self.num_layers < 2:
       raise ValueError(f"num_layers={self.num_layers}: a CTC head in the middle needs at least 2")
 
@@ -102,14 +107,10 @@ def norm(config: ConformerConfig, name: str, axis: str = "embed") -> nn.RMSNorm:
   return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype, scale_init=scale_init, name=name)
 
 
-def dense(config: ConformerConfig, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
+def dense(config: ConformerConfig, features: int, axes: tuple[str, str], name: str) -> Dense:
   """Linear layer with bias, whose kernel's logical axes are `axes`."""
-  return nn.Dense(
-    features,
-    dtype=config.dtype,
-    kernel_init=nn.with_logical_partitioning(_init, axes),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-    name=name,
+  return Dense(
+    features, axes, config.dtype, _init, use_bias=True, weights=config.weights, name=name
   )
 
 
@@ -191,7 +192,7 @@ class ConformerBlock(nn.Module):
     """
     cfg = self.config
     dropout = nn.Dropout(cfg.dropout_rate, deterministic=not self.train)
-    attention = RelativeAttention(cfg.num_heads, cfg.dtype, name="attention")
+    attention = RelativeAttention(cfg.num_heads, cfg.dtype, cfg.weights, name="attention")
     x = x + 0.5 * dropout(FeedForward(cfg, name="ffn_in")(x))
     x = x + dropout(attention(norm(cfg, "attention_norm")(x), allowed, positions))
     x = x + dropout(ConvModule(cfg, name="conv")(x, mask))

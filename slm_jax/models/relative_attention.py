@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from slm_jax.models.quantization import Dense
+
 _init = nn.initializers.lecun_normal()
 
 
@@ -37,6 +39,7 @@ class RelativeAttention(nn.Module):
 
   num_heads: int
   dtype: str
+  weights: str = "float"
 
   @nn.compact
   def __call__(self, x: jax.Array, allowed: jax.Array, positions: jax.Array) -> jax.Array:
@@ -54,8 +57,8 @@ class RelativeAttention(nn.Module):
     head_dim = width // heads
 
     def project(inputs: jax.Array, name: str) -> jax.Array:
-      kernel_init = nn.with_logical_partitioning(_init, ("embed", "joined_kv"))
-      dense = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name=name)
+      axes = ("embed", "joined_kv")
+      dense = Dense(width, axes, self.dtype, _init, weights=self.weights, name=name)
       return dense(inputs).reshape(*inputs.shape[:-1], heads, head_dim)
 
     def bias(name: str) -> jax.Array:
@@ -75,10 +78,5 @@ class RelativeAttention(nn.Module):
     scores = jnp.where(allowed, scores, -1e30)
     weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0).astype(self.dtype)
     y = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
-    return nn.Dense(
-      width,
-      dtype=self.dtype,
-      kernel_init=nn.with_logical_partitioning(_init, ("joined_kv", "embed")),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
-      name="out",
-    )(y)
+    axes = ("joined_kv", "embed")
+    return Dense(width, axes, self.dtype, _init, use_bias=True, weights=self.weights, name="out")(y)

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.models.adapter import Adapter, AdapterConfig
+from slm_jax.models.quantization import Kernel, multiply_to_float32
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.t5 import T5, T5Config
@@ -87,7 +88,7 @@ class SLM(nn.Module):
     embeddings, mask = self.embed_inputs(audio, lengths, prompt, train=train)
     return self.language_model.encode(embeddings, mask), mask
 
-  def decode(self, batch: Batch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+  def decode(self, batch: Batch, *, train: bool = False) -> tuple[jax.Array, Kernel]:
     """Teacher-forced ([B, T, D], kernel [D, V]), whose product is the logits.
 
     `train` turns on the adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
@@ -102,6 +103,4 @@ class SLM(nn.Module):
 
   def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
     """Teacher-forced logits [B, T, V], fp32; `train` as in `decode`."""
-    hidden, kernel = self.decode(batch, train=train)
-    kernel = kernel.astype(hidden.dtype)
-    return jnp.einsum("BTD,DV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
+    return multiply_to_float32(*self.decode(batch, train=train))

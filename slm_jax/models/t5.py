@@ -5,6 +5,7 @@ B batch, S source length, T target length, D model width, N heads, H head width,
 K beams, M new tokens of each beam.
 """
 
+import functools
 from typing import NamedTuple, cast
 
 import jax
@@ -12,6 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from slm_jax.models.partitioning import keep_rows_apart
+from slm_jax.models.quantization import (
+  Kernel,
+  QuantizedKernel,
+  declare,
+  multiply_to_float32,
+)
 from slm_jax.models.relative_position import relative_position_bucket
 from slm_jax.models.t5_attention import KeyValue
 from slm_jax.models.t5_config import T5Config
@@ -63,19 +70,41 @@ def _buckets(cfg: T5Config, query: jax.Array, key: jax.Array, *, bidirectional: 
 
 
 class TokenEmbedder(nn.Module):
-  """Token embedding `table` [V, D], looked up by gather."""
+  """Token embedding [V, D], looked up by gather; int8 rows have a scale each."""
 
   config: T5Config
 
   def setup(self):
-    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-    shape = (self.config.vocab_size, self.config.emb_dim)
-    self.table = cast(jax.Array, self.param("embedding", init, shape))
+    shape, axes = (self.config.vocab_size, self.config.emb_dim), ("vocab", "embed")
+    if self.config.weights == "float":
+      init = nn.with_logical_partitioning(nn.initializers.normal(1.0), axes)
+      self.embedding = cast(jax.Array, self.param("embedding", init, shape))
+      return
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+    ones = nn.with_logical_partitioning(nn.initializers.ones, axes[:1])
+    self.embedding = cast(jax.Array, self.param("embedding", zeros, shape, jnp.int8))
+    self.embedding_scale = cast(jax.Array, self.param("embedding_scale", ones, shape[:1]))
+
+  @property
+  def table(self) -> jax.Array:
+    """[V, D], as floats."""
+    if self.config.weights == "float":
+      return self.embedding
+    return self.embedding.astype(jnp.float32) * self.embedding_scale[:, None]
+
+  def as_kernel(self) -> Kernel:
+    """The transpose [D, V], for an output that is tied to it."""
+    if self.config.weights == "float":
+      return self.embedding.T
+    return QuantizedKernel(self.embedding.T, self.embedding_scale)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens int32 [...] -> [..., D]; an id outside the vocabulary gives NaN."""
-    embeddings = jnp.take(self.table, tokens, axis=0).astype(self.config.dtype)
-    return keep_rows_apart(embeddings)
+    embeddings = jnp.take(self.embedding, tokens, axis=0)
+    if self.config.weights == "int8":
+      scale = jnp.take(self.embedding_scale, tokens, axis=0)
+      embeddings = embeddings.astype(jnp.float32) * scale[..., None]
+    return keep_rows_apart(embeddings.astype(self.config.dtype))
 
 
 class OutputProjection(nn.Module):
@@ -85,9 +114,8 @@ class OutputProjection(nn.Module):
 
   def setup(self):
     init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-    init = nn.with_logical_partitioning(init, ("embed", "vocab"))
     shape = (self.config.emb_dim, self.config.vocab_size)
-    self.kernel = cast(jax.Array, self.param("kernel", init, shape))
+    self.kernel = declare(self, "kernel", self.config.weights, init, shape, ("embed", "vocab"))
 
 
 class Encoder(nn.Module):
@@ -243,17 +271,15 @@ class T5(nn.Module):
     memory = keep_rows_apart(self._real(memory, mask))
     return self.decoder(x, memory, keys, same_segment, train=train)
 
-  def output_projection(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def output_projection(self, hidden: jax.Array) -> tuple[jax.Array, Kernel]:
     """hidden [..., D] -> ([..., D], kernel [D, V]), whose product is the logits."""
     if self.config.logits_via_embedding:
-      return hidden * self.config.emb_dim**-0.5, self.token_embedder.table.T
+      return hidden * self.config.emb_dim**-0.5, self.token_embedder.as_kernel()
     return hidden, self.decoder.logits_dense.kernel
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> logits fp32 [..., V], summed in fp32 whatever the compute type."""
-    hidden, kernel = self.output_projection(hidden)
-    kernel = kernel.astype(hidden.dtype)
-    return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
+    return multiply_to_float32(*self.output_projection(hidden))
 
   def __call__(
     self, encoder_tokens: jax.Array, mask: jax.Array, decoder_input_tokens: jax.Array
@@ -287,3 +313,10 @@ class T5(nn.Module):
 
   def _real(self, memory: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], memory, 0).astype(self.config.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_params(config: T5Config) -> dict:
+  """The parameter tree as shapes, types and logical axes (boxed): no memory is used."""
+  tokens, mask = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+  return jax.eval_shape(T5(config).init, jax.random.key(0), tokens, mask, tokens)["params"]  # pyright: ignore

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from slm_jax.models.quantization import Dense
 from slm_jax.models.t5_config import T5Config
 
 _fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -39,9 +40,8 @@ class Attention(nn.Module):
       # T5X).
       return _fan_in(*args, **kwargs) * cfg.head_dim**-0.5
 
-    def dense(features: int, axes: tuple[str, str], init=_fan_in) -> nn.Dense:
-      kernel_init = nn.with_logical_partitioning(init, axes)
-      return nn.Dense(features, use_bias=False, dtype=jnp.dtype(cfg.dtype), kernel_init=kernel_init)
+    def dense(features: int, axes: tuple[str, str], init=_fan_in) -> Dense:
+      return Dense(features, axes, cfg.dtype, init, weights=cfg.weights)
 
     self.query = dense(joined, ("embed", "joined_kv"), query_init)
     self.key = dense(joined, ("embed", "joined_kv"))

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from slm_jax.models.quantization import WEIGHT_KINDS
+
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 COMPUTE_TYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -34,6 +36,8 @@ class T5Config:
   layer_norm_epsilon: float = 1e-6
   dropout_rate: float = 0.0
   dtype: str = "float32"
+  # "int8": kernels and embeddings are stored as `slm_jax.models.quantization` says; frozen ones only.
+  weights: str = "float"
   # The backward pass recomputes: nothing, whole layers, or all but matrix products with weights.
   remat: str = "none"
   # Padding, and the token that decoding starts from.
@@ -60,6 +64,8 @@ class T5Config:
       raise ValueError(f"dropout_rate={self.dropout_rate}: expected a value in [0, 1)")
     if self.dtype not in COMPUTE_TYPES:
       raise ValueError(f"dtype={self.dtype!r}: expected one of {COMPUTE_TYPES}")
+    if self.weights not in WEIGHT_KINDS:
+      raise ValueError(f"weights={self.weights!r}: expected one of {WEIGHT_KINDS}")
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f"remat={self.remat!r}: expected one of {REMAT_POLICIES}")
     for name in ("pad_id", "eos_id"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from slm_jax.models.partitioning import keep_rows_apart
+from slm_jax.models.quantization import Dense
 from slm_jax.models.relative_position import RelativePositionBias
 from slm_jax.models.t5_attention import Attention, KeyValue
 from slm_jax.models.t5_config import T5Config
@@ -50,10 +51,8 @@ class MLP(nn.Module):
     return _dense(cfg, cfg.emb_dim, ("mlp", "embed"), "wo")(hidden)
 
 
-def _dense(cfg: T5Config, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
-  kernel_init = nn.with_logical_partitioning(_init, axes)
-  dtype = jnp.dtype(cfg.dtype)
-  return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name)
+def _dense(cfg: T5Config, features: int, axes: tuple[str, str], name: str) -> Dense:
+  return Dense(features, axes, cfg.dtype, _init, weights=cfg.weights, name=name)
 
 
 def relpos_bias(cfg: T5Config) -> RelativePositionBias:

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.models.partitioning import keep_rows_apart
+from slm_jax.models.quantization import Kernel, QuantizedKernel
 
 
 def vocabulary_cross_entropy(
   hidden: jax.Array,
-  kernel: jax.Array,
+  kernel: Kernel,
   targets: jax.Array,
   weights: jax.Array,
   *,
@@ -30,7 +31,7 @@ def vocabulary_cross_entropy(
 
   Args:
     hidden: [B, T, D], in the type of computation.
-    kernel: [D, V], any float type; it is cast to hidden's.
+    kernel: [D, V], any float type, cast to hidden's; or a QuantizedKernel, which gets no gradient.
     targets: int32 [B, T].
     weights: fp32 [B, T]; 0 takes a position out.
     z_loss: coefficient of `log(Z)**2`, which keeps the logits from drifting (T5X, Mesh TensorFlow).
@@ -43,12 +44,13 @@ def vocabulary_cross_entropy(
   """
   if chunk < 0:
     raise ValueError(f"chunk={chunk}: expected 0 (all at once) or a number of positions")
-  return _cross_entropy(z_loss, chunk, hidden, kernel, targets, weights)
+  values, scale = kernel if isinstance(kernel, QuantizedKernel) else (kernel, None)
+  return _cross_entropy(z_loss, chunk, hidden, values, scale, targets, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(z_loss, chunk, hidden, kernel, targets, weights):
-  sums, _, _ = _run(z_loss, chunk, hidden, kernel, targets, weights, _Wanted(False, False))
+def _cross_entropy(z_loss, chunk, hidden, kernel, scale, targets, weights):
+  sums, _, _ = _run(z_loss, chunk, hidden, kernel, scale, targets, weights, _Wanted(False, False))
   return sums
 
 
@@ -74,11 +76,13 @@ class _Result(NamedTuple):
   hidden_gradient: jax.Array | None  # fp32 [B, C, D]
 
 
-def _run(z_loss, chunk, hidden, kernel, targets, weights, wanted: _Wanted):
+def _run(z_loss, chunk, hidden, kernel, scale, targets, weights, wanted: _Wanted):
   """((loss, correct), _Result over [B, T], fp32 gradient of the kernel or None)."""
   length = targets.shape[1]
   whole = _Chunk(hidden, targets, weights)
-  one_chunk = functools.partial(_one_chunk, z_loss, kernel.astype(hidden.dtype), wanted)
+  # Integers are cast chunk by chunk: as floats they are not to lie in memory for long.
+  kernel = kernel if scale is not None else kernel.astype(hidden.dtype)
+  one_chunk = functools.partial(_one_chunk, z_loss, kernel, scale, wanted)
   gradient = jnp.zeros(kernel.shape, jnp.float32) if wanted.kernel else None
   carry = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), gradient)
   if chunk == 0 or chunk >= length:
@@ -98,11 +102,12 @@ def _run(z_loss, chunk, hidden, kernel, targets, weights, wanted: _Wanted):
   return tuple(sums), jax.tree.map(join, results), gradient
 
 
-def _one_chunk(z_loss, kernel, wanted: _Wanted, carry, tokens: _Chunk):
+def _one_chunk(z_loss, kernel, scale, wanted: _Wanted, carry, tokens: _Chunk):
   loss, correct, kernel_gradient = carry
   hidden, targets, weights = (keep_rows_apart(x) for x in tokens)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  logits = product("BCD,DV->BCV", hidden, kernel)
+  logits = product("BCD,DV->BCV", hidden, kernel.astype(hidden.dtype))
+  logits = logits if scale is None else logits * scale
   largest = logits.max(-1)
   log_z = jnp.log(jnp.exp(logits - largest[..., None]).sum(-1)) + largest
   target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -116,7 +121,8 @@ def _one_chunk(z_loss, kernel, wanted: _Wanted, carry, tokens: _Chunk):
     gradient = jnp.exp(logits - log_z[..., None]) * of_softmax[..., None]
     gradient = (gradient - jnp.where(is_target, weights[..., None], 0)).astype(hidden.dtype)
     if wanted.hidden:
-      hidden_gradient = product("BCV,DV->BCD", gradient, kernel)
+      scaled = gradient if scale is None else (gradient * scale).astype(gradient.dtype)
+      hidden_gradient = product("BCV,DV->BCD", scaled, kernel.astype(hidden.dtype))
     if wanted.kernel:
       kernel_gradient += product("BCD,BCV->DV", hidden, gradient)
   loss += jnp.sum(losses * weights)
@@ -125,9 +131,10 @@ def _one_chunk(z_loss, kernel, wanted: _Wanted, carry, tokens: _Chunk):
   return (loss, correct, kernel_gradient), _Result(losses, hidden_gradient)
 
 
-def _forward(z_loss, chunk, hidden, kernel, targets, weights):
+def _forward(z_loss, chunk, hidden, kernel, scale, targets, weights):
   wanted = _Wanted(hidden.perturbed, kernel.perturbed)
-  values = (hidden.value, kernel.value, targets.value, weights.value)
+  scale = None if scale is None else scale.value
+  values = (hidden.value, kernel.value, scale, targets.value, weights.value)
   sums, result, kernel_gradient = _run(z_loss, chunk, *values, wanted)
   # Empty arrays tell the types to `_backward`.
   types = (jnp.empty((0,), hidden.value.dtype), jnp.empty((0,), kernel.value.dtype))
@@ -138,14 +145,14 @@ def _backward(z_loss, chunk, residuals, cotangents) -> tuple[Any, ...]:
   result, kernel_gradient, (hidden_type, kernel_type) = residuals
   scale = cotangents[0]
   if isinstance(scale, jax.custom_derivatives.SymbolicZero):
-    return (None,) * 4
+    return (None,) * 5
 
   def scaled(gradient, like):
     return None if gradient is None else (scale * gradient).astype(like.dtype)
 
   of_hidden = scaled(result.hidden_gradient, hidden_type)
   of_kernel = scaled(kernel_gradient, kernel_type)
-  return of_hidden, of_kernel, None, scale * result.losses
+  return of_hidden, of_kernel, None, None, scale * result.losses
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -69,8 +69,11 @@ class AdapterRecipe:
   speech_first: bool = True
   # Regular expression over parameter paths; what it does not match is frozen.
   trainable: str = "adapter/.*"
-  # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU.
+  # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU,
+  # int8 halves it again (`slm_jax.models.quantization`).
   frozen_dtype: str = "float32"
+  # Another one for the speech encoder; None is `frozen_dtype`.
+  speech_encoder_dtype: str | None = None
   # The LM's type of computation, and what its backward pass computes again, as of `T5Config`.
   language_model_dtype: str = "float32"
   language_model_remat: str = "none"
@@ -84,7 +87,7 @@ class AdapterRecipe:
 
   def build(self) -> Built:
     encoder = interop.open_speech_encoder(
-      resolve_path(self.speech_encoder), dtype=self.frozen_dtype
+      resolve_path(self.speech_encoder), dtype=self.speech_encoder_dtype or self.frozen_dtype
     )
     lm = interop.open_language_model(_base_path(self.language_model), dtype=self.frozen_dtype)
     if self.adapter.ctc_embeddings:

@@ -55,6 +55,12 @@ def prepare(
   loaded = parameters.flatten(built.loaded)
   _check_loaded(loaded, shapes, trained_paths)
 
+  if whole := [path for path in trained_paths if shapes[path].dtype == jnp.int8]:
+    raise UserError(
+      f"train.trainable={built.trainable!r} asks to train {whole[0]}, which is int8; int8 weights stay "
+      "frozen, choose another frozen_dtype"
+    )
+
   def wanted(path: str):
     # Optimisers need fp32; frozen weights stay in the type they were loaded in.
     return loaded[path].astype(np.float32) if path in trained_paths else loaded[path]

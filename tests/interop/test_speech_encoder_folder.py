@@ -54,8 +54,8 @@ def test_stored_type_and_cast(params, tmp_path):
     return {str(x.dtype) for x in jax.tree.leaves(load_speech_encoder(tmp_path, **options).params)}
 
   assert types() == {"bfloat16"} and types(dtype="float32") == {"float32"}
-  with pytest.raises(UserError, match="int8"):
-    load_speech_encoder(tmp_path, dtype="int8")
+  with pytest.raises(UserError, match="int4"):
+    load_speech_encoder(tmp_path, dtype="int4")
   # Stored in bfloat16, computed in the config's float32.
   assert load_speech_encoder(tmp_path)(AUDIO, LENGTHS).frames.dtype == jnp.float32
 

@@ -1,5 +1,7 @@
 """A run takes its bases straight from their files, whatever their format, one shard at a time."""
 
+import dataclasses
+import json
 import shutil
 
 import jax
@@ -106,3 +108,37 @@ def test_a_damaged_base_is_named_before_anything_is_compiled(tmp_path, tiny_base
   bases = {**tiny_bases, "language_model": str(folder)}
   with pytest.raises(UserError, match="model.safetensors: shared.weight holds values .* NaN"):
     train(run_config(tmp_path / "run", bases), FakeBatches(DATASET))
+
+
+def test_an_adapter_is_trained_over_int8_bases(tmp_path, tiny_bases):
+  full = run_config(tmp_path / "float", tiny_bases)
+  rounded = run_config(tmp_path / "int8", tiny_bases)
+  rounded = dataclasses.replace(
+    rounded, model=dataclasses.replace(rounded.model, frozen_dtype="int8")
+  )
+  results = [train(config, FakeBatches(DATASET)) for config in (full, rounded)]
+  kinds = {str(leaf.dtype) for leaf in parameters.flatten(results[1].frozen).values()}
+  assert kinds == {"int8", "float32"}
+  losses = [
+    [
+      json.loads(line)["loss"]
+      for line in (tmp_path / name / "train.jsonl").read_text().splitlines()
+    ]
+    for name in ("float", "int8")
+  ]
+  np.testing.assert_allclose(*losses, rtol=0.02)
+  assert losses[0] != losses[1]
+  # A run goes on over the base it began with.
+  other = dataclasses.replace(full, model_dir=str(tmp_path / "int8"), total_steps=4)
+  with pytest.raises(UserError, match="frozen_dtype='int8'"):
+    train(other, FakeBatches(DATASET))
+  model, _ = load_speech_language_model(
+    rounded.model, rounded.model_dir, step=None, max_samples=4000
+  )
+  audio = np.zeros((1, 4000), np.int16)
+  ids = model.generate(audio, np.array([4000]), np.array([[5, 1]]), max_new_tokens=3).ids
+  assert ids.shape == (1, 3)
+
+  trained = dataclasses.replace(rounded.model, trainable="(adapter|language_model)/.*")
+  with pytest.raises(UserError, match="int8"):
+    train(dataclasses.replace(rounded, model=trained), FakeBatches(DATASET))
