@@ -93,7 +93,7 @@ def read_config(folder: Path | str) -> dict:
   folder = Path(folder)
   if not folder.is_dir():
     raise UserError(f"model folder {folder} does not exist")
-  return _read_json_object(folder / CONFIG_NAME)
+  return read_json_object(folder / CONFIG_NAME)
 
 
 def write_config(folder: Path | str, config: Mapping) -> None:
@@ -133,7 +133,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-  weight_map = _read_json_object(index).get("weight_map")
+  weight_map = read_json_object(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(f"{index} has no weight_map")
   # A folder is read within its bounds, whoever wrote it.
@@ -154,7 +154,8 @@ def _is_shard_name(name: object, index: Path) -> bool:
   return isinstance(name, str) and name == Path(name).name and name.endswith(suffix)
 
 
-def _read_json_object(path: Path) -> dict:
+def read_json_object(path: Path) -> dict:
+  """The object in a JSON file; UserError when it is missing, damaged or holds something else."""
   try:
     content = json.loads(path.read_text())
   except OSError as error:
