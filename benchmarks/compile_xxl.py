@@ -2,8 +2,8 @@
 
   python benchmarks/compile_xxl.py --topology v5e:4x4 --fsdp 4 --tensor 4
 
-The weights are frozen, bf16 or int8, and sharded; needs the libtpu wheel and no TPU. Prints one JSON object: what it took, and
-the bytes of each chip's memory. The limits are 3 minutes on 2 cores and 6 GiB.
+The weights are frozen, bf16 or int8, and sharded; needs the libtpu wheel and no TPU. Prints one JSON object: what it
+took, and the bytes of each chip's memory. The limits are 3 minutes on 2 cores and 6 GiB.
 """
 
 import argparse
