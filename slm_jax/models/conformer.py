@@ -14,18 +14,17 @@ from flax import linen as nn
 
 from slm_jax.audio.log_mel import LogMelConfig
 from slm_jax.audio.spec_augment import SpecAugmentConfig
-from slm_jax.models.quantization import WEIGHT_KINDS, Dense
-from slm_jax.models.relative_attention import (
-  RelativeAttention,
-  local_window,
-  relative_positions,
+from slm_jax.models.attention_window import (
+  ATTENTION_KINDS,
+  AttentionWindow,
+  attention_window,
 )
+from slm_jax.models.quantization import WEIGHT_KINDS, Dense
+from slm_jax.models.relative_attention import RelativeAttention, relative_positions
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.subsampling import TIME_REDUCTION
 
 _init = nn.initializers.lecun_normal()
-
-ATTENTION_KINDS = ("local", "chunk", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,13 +178,14 @@ class ConformerBlock(nn.Module):
   """One macaron block; dropout acts on what each module adds to the residual stream."""
 
   config: ConformerConfig
+  window: AttentionWindow
   train: bool = False
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, mask: jax.Array, allowed: jax.Array, positions: jax.Array
+    self, x: jax.Array, mask: jax.Array, positions: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
-    """x [B, T, D], mask bool [B, T], allowed bool [B, T, S], positions [2T, D] -> [B, T, D].
+    """x [B, T, D], mask bool [B, T], positions [W + K, D] -> [B, T, D].
 
     The second result is what a scan over layers collects: the same again where a layer in the
     middle has a CTC head, else None.
@@ -194,7 +194,7 @@ class ConformerBlock(nn.Module):
     dropout = nn.Dropout(cfg.dropout_rate, deterministic=not self.train)
     attention = RelativeAttention(cfg.num_heads, cfg.dtype, cfg.weights, name="attention")
     x = x + 0.5 * dropout(FeedForward(cfg, name="ffn_in")(x))
-    x = x + dropout(attention(norm(cfg, "attention_norm")(x), allowed, positions))
+    x = x + dropout(attention(norm(cfg, "attention_norm")(x), mask, positions, self.window))
     x = x + dropout(ConvModule(cfg, name="conv")(x, mask))
     x = x + 0.5 * dropout(FeedForward(cfg, name="ffn_out")(x))
     x = norm(cfg, "norm")(x)
@@ -215,14 +215,15 @@ class ConformerStack(nn.Module):
     self, x: jax.Array, mask: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array | None]:
     """As `__call__`, and the middle layer's output [B, T, D] where that has a CTC head, else None."""
-    cfg, num_frames = self.config, x.shape[1]
-    allowed = mask[:, None, :]
-    if cfg.attention == "local":
-      allowed = allowed & local_window(num_frames, cfg.left_context, cfg.right_context)
-    elif cfg.attention == "chunk":
-      chunk = jnp.arange(num_frames) // cfg.chunk_size
-      allowed = allowed & (chunk[:, None] == chunk[None, :])
-    positions = jnp.asarray(relative_positions(num_frames, cfg.model_dim), cfg.dtype)
+    cfg = self.config
+    window = attention_window(
+      cfg.attention,
+      x.shape[1],
+      left=cfg.left_context,
+      right=cfg.right_context,
+      chunk=cfg.chunk_size,
+    )
+    positions = jnp.asarray(relative_positions(window, cfg.model_dim), cfg.dtype)
 
     block = ConformerBlock
     if cfg.remat != "none":
@@ -232,10 +233,10 @@ class ConformerStack(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  mask, allowed, positions
+      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  mask, positions
       length=cfg.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, outputs = layers(cfg, train, name="layers")(x, mask, allowed, positions)
+    x, outputs = layers(cfg, window, train, name="layers")(x, mask, positions)
     middle = None if outputs is None else outputs[cfg.num_layers // 2 - 1]
     return jnp.where(mask[..., None], x, 0), middle

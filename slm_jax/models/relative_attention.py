@@ -5,33 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from slm_jax.models.attention_window import AttentionWindow
 from slm_jax.models.quantization import Dense
 
 _init = nn.initializers.lecun_normal()
 
 
-def relative_positions(num_frames: int, width: int) -> np.ndarray:
-  """Sinusoids of the distances T, T-1, ..., -(T-1), query minus key: fp32 [2T, width].
+def relative_positions(window: AttentionWindow, width: int) -> np.ndarray:
+  """Sinusoids of the distances, query minus key, that a block has: fp32 [W + K, width].
 
-  No pair of frames is T apart: that row makes `relative_shift` a matter of reshapes.
+  They fall by one from row to row. No pair is as far apart as the first row says: it makes
+  `relative_shift` a matter of reshapes.
   """
-  distance = np.arange(num_frames, -num_frames, -1, dtype=np.float32)
+  largest = window.block - window.first_key
+  distance = largest - np.arange(window.block + window.num_keys, dtype=np.float32)
   frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
   angle = distance[:, None] * frequency
   return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
 
 
 def relative_shift(scores: jax.Array) -> jax.Array:
-  """Scores by distance [..., T, 2T] (T first) to scores by key [..., T, T] (ibid., appendix B)."""
-  leading, num_frames = scores.shape[:-2], scores.shape[-2]
-  flat = scores.reshape(*leading, 2 * num_frames * num_frames)[..., num_frames:]
-  return flat.reshape(*leading, num_frames, 2 * num_frames - 1)[..., :num_frames]
+  """Scores by distance [..., W, W + K] to scores by key [..., W, K] (ibid., appendix B).
 
-
-def local_window(num_frames: int, left: int, right: int) -> np.ndarray:
-  """bool [T, T]: True where a query may see a key at most `left` frames back or `right` ahead."""
-  ahead = np.arange(num_frames)[None, :] - np.arange(num_frames)[:, None]
-  return (ahead >= -left) & (ahead <= right)
+  Query a's score of key b stands in column W - a + b.
+  """
+  *leading, num_queries, num_distances = scores.shape
+  flat = scores.reshape(*leading, num_queries * num_distances)[..., num_queries:]
+  shifted = flat.reshape(*leading, num_queries, num_distances - 1)
+  return shifted[..., : num_distances - num_queries]
 
 
 class RelativeAttention(nn.Module):
@@ -42,13 +43,16 @@ class RelativeAttention(nn.Module):
   weights: str = "float"
 
   @nn.compact
-  def __call__(self, x: jax.Array, allowed: jax.Array, positions: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, positions: jax.Array, window: AttentionWindow
+  ) -> jax.Array:
     """Attends.
 
     Args:
       x: [B, T, D].
-      allowed: bool [B or 1, T, S], True where the query may see the key.
-      positions: [2T, D] of `relative_positions`.
+      mask: bool [B, T], True = real.
+      positions: [W + K, D] of `relative_positions`.
+      window: what each frame may see; T is that of its plan.
 
     Returns:
       [B, T, D].
@@ -65,18 +69,19 @@ class RelativeAttention(nn.Module):
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
       return jnp.asarray(self.param(name, init, (heads, head_dim)), self.dtype)
 
-    query = project(x, "query") * head_dim**-0.5
-    key, value = project(x, "key"), project(x, "value")
-    distance = project(positions.astype(self.dtype), "position")  # [2T, N, H]
+    query = window.blocks(project(x, "query") * head_dim**-0.5)  # [B, T / W, W, N, H]
+    key, value = (window.keys(window.blocks(project(x, name))) for name in ("key", "value"))
+    distance = project(positions.astype(self.dtype), "position")  # [W + K, N, H]
     scale = head_dim**-0.5
-    content = jnp.einsum("BTNH,BSNH->BNTS", query + scale * bias("content_bias"), key)
-    by_distance = jnp.einsum("BTNH,RNH->BNTR", query + scale * bias("position_bias"), distance)
+    content = jnp.einsum("BGTNH,BGSNH->BGNTS", query + scale * bias("content_bias"), key)
+    by_distance = jnp.einsum("BGTNH,RNH->BGNTR", query + scale * bias("position_bias"), distance)
     scores = (content + relative_shift(by_distance)).astype(jnp.float32)
-    allowed = allowed[:, None]
+    allowed = window.allowed(mask)[:, :, None]
     # A finite floor and a second mask: a row of -inf alone would give NaN, such a row is to give
     # zeros.
     scores = jnp.where(allowed, scores, -1e30)
     weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0).astype(self.dtype)
-    y = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+    y = jnp.einsum("BGNTS,BGSNH->BGTNH", weights, value)
+    y = y.reshape(x.shape[0], -1, width)[:, : x.shape[1]]
     axes = ("joined_kv", "embed")
     return Dense(width, axes, self.dtype, _init, use_bias=True, weights=self.weights, name="out")(y)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from slm_jax.models.attention_window import attention_window
 from slm_jax.models.conformer import ConformerBlock, ConformerConfig, ConformerStack
 from slm_jax.models.relative_attention import RelativeAttention, relative_positions
 
@@ -17,7 +18,10 @@ CONFIG = ConformerConfig(num_layers=3, model_dim=8, num_heads=2, attention="full
 def randomised(module: nn.Module, *arguments) -> dict:
   """Parameters drawn afresh, so that biases and scales count too."""
   rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments))
+  arrays = [x for x in arguments if isinstance(x, np.ndarray)]
+  rest = arguments[len(arrays) :]
+  shapes = jax.eval_shape(lambda key, *x: module.init(key, *x, *rest), jax.random.key(0), *arrays)
+  shapes = nn.unbox(shapes)
   return jax.tree.map(lambda x: rng.normal(0.5, 0.5, x.shape).astype(np.float32), shapes)
 
 
@@ -139,13 +143,14 @@ def test_attention_sees_only_what_it_may(kind):
 def test_query_without_keys_gives_the_output_bias():
   x, _ = inputs()
   layer = RelativeAttention(2, "float32")
-  allowed = np.ones((2, 9, 9), bool)
-  allowed[0, 3] = False
-  positions = relative_positions(9, 8)
-  params = randomised(layer, x, allowed, positions)
+  window = attention_window("local", 9, left=0, right=0, chunk=1)
+  mask = np.ones((2, 9), bool)
+  mask[0, 3] = False
+  positions = relative_positions(window, 8)
+  params = randomised(layer, x, mask, positions, window)
 
   def total(x):
-    y = layer.apply(params, x, allowed, positions)
+    y = layer.apply(params, x, mask, positions, window)
     return y.sum(), y
 
   gradient, y = jax.jit(jax.grad(total, has_aux=True))(x)
@@ -157,11 +162,12 @@ def test_scan_equals_a_loop_over_layers():
   x, mask = inputs()
   stack = ConformerStack(CONFIG)
   params = randomised(stack, x, mask)
+  window = attention_window("full", 9, left=0, right=0, chunk=1)
+  positions = relative_positions(window, 8)
   y = jnp.asarray(x)
   for layer in range(CONFIG.num_layers):
     layer_params = jax.tree.map(lambda p: p[layer], params["params"]["layers"])  # noqa: B023
-    positions = relative_positions(9, 8)
-    y, _ = run(ConformerBlock(CONFIG), {"params": layer_params}, y, mask, mask[:, None], positions)
+    y, _ = run(ConformerBlock(CONFIG, window), {"params": layer_params}, y, mask, positions)
   np.testing.assert_allclose(run(stack, params, x, mask), y * mask[..., None], atol=1e-5)
 
 
