@@ -93,6 +93,10 @@ class ConformerConfig(SpeechEncoderConfig):
   def frame_samples(self) -> int:
     return TIME_REDUCTION * self.log_mel.hop
 
+  @property
+  def window_unit(self) -> int:
+    return self.frame_samples * (self.chunk_size if self.attention == "chunk" else 1)
+
   def frozen(self) -> Self:
     return dataclasses.replace(self, dropout_rate=0.0, spec_augment=None)
 

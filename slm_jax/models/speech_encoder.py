@@ -72,6 +72,11 @@ class SpeechEncoderConfig:
     raise NotImplementedError
 
   @property
+  def window_unit(self) -> int:
+    """Samples that windows of a long waveform are multiples of, for frames to stay where they were."""
+    return self.frame_samples
+
+  @property
   def max_samples(self) -> int | None:
     """Longest waveform the encoder takes; None if any."""
     return None

@@ -1,12 +1,15 @@
 """A loaded speech encoder, ready to be called."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slm_jax.models.speech_encoder import SpeechEncoderConfig, SpeechEncoderOutput
 from slm_jax.models.speech_encoders.families import make_speech_encoder
+from slm_jax.models.windowed_encoding import EncodedPart, encode_in_windows, window_lengths
 
 
 class SpeechEncoderModel:
@@ -39,6 +42,35 @@ class SpeechEncoderModel:
       (fp32 [B, T', F], 0 at padding; mask bool [B, T'], True = real).
     """
     return self._features(jnp.asarray(audio), jnp.asarray(lengths, jnp.int32))
+
+  def windows(
+    self,
+    audio: np.ndarray,
+    *,
+    keep_seconds: float = 16.0,
+    context_seconds: float = 8.0,
+  ) -> Iterator[EncodedPart]:
+    """Encodes one waveform of any length in windows; memory does not grow with it.
+
+    How far a frame is from that of one pass over the whole depends on how far the encoder looks, and
+    on `context_seconds`; docs/speech_encoders.md has figures.
+
+    Args:
+      audio: int16, or float in [-1, 1], [S] at 16 kHz.
+      keep_seconds: what each window adds, rounded up to whole frames (chunks, with chunk-wise
+        attention).
+      context_seconds: what is encoded besides, on each side.
+
+    Yields:
+      The frames, in order.
+
+    Raises:
+      ValueError: a window is nothing, or longer than the encoder takes.
+    """
+    kept, context = window_lengths(
+      self.config, keep_seconds=keep_seconds, context_seconds=context_seconds
+    )
+    return encode_in_windows(self, self.config, audio, kept=kept, context=context)
 
   def __call__(self, audio, lengths) -> SpeechEncoderOutput:
     """Encodes; arguments as of `features`."""
