@@ -10,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder, speech_encoder_folder
 from slm_jax.interop.placement import place_all
+from slm_jax.interop.speech_encoders.whisper import open_whisper
 from slm_jax.interop.stored_parameter import StoredParameter
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoder_model import SpeechEncoderModel
@@ -19,7 +20,9 @@ Opener = Callable[
   [Path, Mapping[str, Any], str | None], tuple[SpeechEncoderConfig, dict[str, StoredParameter]]
 ]
 # `model_type` of a Hugging Face config.json -> how to open such a folder.
-OPENERS: dict[str, Opener] = {}
+OPENERS: dict[str, Opener] = {
+  "whisper": open_whisper,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoders.usm import USMEncoder
+from slm_jax.models.speech_encoders.whisper import WhisperConfig, WhisperEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Family:
 
 FAMILIES = {
   "conformer_ctc": Family(ConformerConfig, USMEncoder),
+  "whisper": Family(WhisperConfig, WhisperEncoder),
 }
 
 
