@@ -26,6 +26,7 @@ from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.evaluation.config import EvalConfig
 from slm_jax.models.adapter import AdapterConfig
+from slm_jax.models.best_rq import BestRQConfig
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.models.t5 import T5Config
@@ -38,6 +39,7 @@ from slm_jax.training.config import (
 from slm_jax.training.optimizer import OptimizerConfig
 from slm_jax.training.recipes import (
   AdapterRecipe,
+  BestRQRecipe,
   LanguageModelRecipe,
   SpeechEncoderRecipe,
 )
@@ -50,6 +52,8 @@ COMPONENTS = ROOTS | {
   for cls in (
     AdapterConfig,
     AdapterRecipe,
+    BestRQConfig,
+    BestRQRecipe,
     ConformerConfig,
     DatasetConfig,
     FakeDatasetConfig,

@@ -33,7 +33,7 @@ def _score(pretrain, digest: str, command: str) -> None:
   from slm_jax.data.batches import EvalExamples
   from slm_jax.data.text_examples import text_examples
   from slm_jax.evaluation import pretraining
-  from slm_jax.training.recipes import LanguageModelRecipe
+  from slm_jax.training.recipes import BestRQRecipe, LanguageModelRecipe
 
   folder, dataset = Path(pretrain.output_dir), pretrain.run.train_dataset
   name, lengths = dataset.mixture_or_task_name, dataset.task_feature_lengths
@@ -42,6 +42,8 @@ def _score(pretrain, digest: str, command: str) -> None:
     examples = list(text_examples(name, pretrain.score_split, pretrain.score_examples))
     model = interop.load_language_model(folder, dtype="float32")
     table = pretraining.score_language_model(model, examples, lengths["targets"])
+  elif isinstance(pretrain.run.model, BestRQRecipe):
+    title, table = "Speech encoder pre-trained by BEST-RQ, without a CTC head", {}
   else:
     title = "Mini speech encoder: USM-shaped Conformer-CTC, English, German, Spanish, French"
     examples = EvalExamples(
@@ -58,7 +60,9 @@ def _score(pretrain, digest: str, command: str) -> None:
     "data": f"`{name}` of the mini world, split `{dataset.split}`: no held-out pattern, name or voice",
     "training": f"{pretrain.run.total_steps} steps of {dataset.batch_size}, seed {pretrain.run.random_seed}"
     + (f", from `{started}`" if started else ""),
-    "scored on": f"`{name}`, split `{pretrain.score_split}`, greedy, the bf16 weights that are shipped",
+    "scored on": f"`{name}`, split `{pretrain.score_split}`, greedy, the bf16 weights that are shipped"
+    if table
+    else "nothing: it gives frames and no text",
     "model.safetensors SHA-256": f"`{digest}`",
     "licence": "Apache-2.0",
   }

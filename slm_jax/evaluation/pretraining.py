@@ -99,6 +99,7 @@ def write_card(
   """Writes a model card: what it is, how it was made, what it scores."""
   lines = [f"# {title}", ""]
   lines += [f"- **{name}**: {value}" for name, value in facts.items()]
-  lines += ["", "| score | percent |", "|---|---|"]
+  if table:
+    lines += ["", "| score | percent |", "|---|---|"]
   lines += [f"| {name} | {value:.1f} |" for name, value in table.items()]
   path.write_text("\n".join(lines) + "\n")

@@ -27,6 +27,7 @@ RULES: dict[str, str | None] = {
   "conv_out": None,
   "conv_kernel": None,
   "frames_in": None,
+  "codebooks": None,
   "positions": None,
 }
 

@@ -3,8 +3,15 @@
 import dataclasses
 
 from slm_jax.training.optimizer import OptimizerConfig
-from slm_jax.training.recipes import AdapterRecipe, LanguageModelRecipe, SpeechEncoderRecipe
+from slm_jax.training.recipes import (
+  AdapterRecipe,
+  BestRQRecipe,
+  LanguageModelRecipe,
+  SpeechEncoderRecipe,
+)
 from slm_jax.training.sharding import MeshConfig
+
+Recipe = AdapterRecipe | LanguageModelRecipe | SpeechEncoderRecipe | BestRQRecipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ class TrainConfig:
   """One training run."""
 
   model_dir: str
-  model: AdapterRecipe | LanguageModelRecipe | SpeechEncoderRecipe
+  model: Recipe
   train_dataset: DatasetConfig | FakeDatasetConfig
   optimizer: OptimizerConfig
   total_steps: int

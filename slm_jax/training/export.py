@@ -10,15 +10,20 @@ import numpy as np
 
 from slm_jax.interop.hf_t5 import save_language_model
 from slm_jax.interop.speech_encoder_folder import save_speech_encoder
-from slm_jax.training.recipes import LanguageModelRecipe, SpeechEncoderRecipe, resolve_path
+from slm_jax.training.recipes import (
+  BestRQRecipe,
+  LanguageModelRecipe,
+  SpeechEncoderRecipe,
+  resolve_path,
+)
 
 
 def write_model(
-  recipe: LanguageModelRecipe | SpeechEncoderRecipe, params: dict, output_dir: str
+  recipe: LanguageModelRecipe | SpeechEncoderRecipe | BestRQRecipe, params: dict, output_dir: str
 ) -> str:
-  """Writes bf16 safetensors, config and tokenizer to `output_dir`; returns the weights' SHA-256."""
+  """Writes bf16 safetensors, config and tokenizer (if any) to `output_dir`; returns the weights' SHA-256."""
   small = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), params)
-  tokenizer = resolve_path(recipe.tokenizer)
+  tokenizer = None if isinstance(recipe, BestRQRecipe) else resolve_path(recipe.tokenizer)
   output = Path(output_dir)
   if isinstance(recipe, LanguageModelRecipe):
     save_language_model(output, recipe.config, small["language_model"], tokenizer)

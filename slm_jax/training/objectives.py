@@ -1,4 +1,4 @@
-"""What a training run optimises: SLM's adapter, a CTC speech encoder, or a text LM.
+"""What a training run optimises: SLM's adapter, a speech encoder (by CTC or BEST-RQ), or a text LM.
 
 An objective owns one Flax module and says how a `Batch` becomes a summed loss. The step, the loop, the
 checkpoints and the mesh know nothing of the difference.
@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from slm_jax.batch import Batch
+from slm_jax.models.best_rq import BestRQ
 from slm_jax.models.ctc import ctc_loss
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_encoders.usm import USMEncoder
@@ -142,6 +143,47 @@ class SpeechEncoderObjective:
       "loss": loss,
       "ctc_loss": losses.sum(),
       "weight": real.sum().astype(jnp.float32),
+      "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
+    }
+    return sums["loss"], sums
+
+
+@dataclasses.dataclass(frozen=True)
+class BestRQObjective:
+  """BEST-RQ, the speech encoder without transcripts; `weight` counts hidden frames.
+
+  The loss is the mean over codebooks. "correct" counts codes, as shares of a frame.
+  """
+
+  model: BestRQ
+
+  def init(self, rng: jax.Array, batch: Batch):
+    rngs = {"params": rng, "best_rq": rng}
+    audio, lengths = jnp.asarray(batch.audio), jnp.asarray(batch.audio_lengths)
+    params = self.model.init(rngs, audio, lengths)["params"]
+    return {"speech_encoder": params["encoder"], "best_rq": {"heads": params["heads"]}}
+
+  def loss(self, params, batch, rng, *, train=True):
+    rngs = {**_rngs(rng), "best_rq": jax.random.fold_in(rng, 1)}
+    tree = {"encoder": params["speech_encoder"], **params["best_rq"]}
+    result: Any = self.model.apply(
+      {"params": tree}, batch.audio, batch.audio_lengths, train=train, rngs=rngs
+    )
+    frames, codes, hidden, heads = result
+    weights = hidden.astype(jnp.float32)
+
+    def add(sums, one):
+      kernel, targets = one
+      return jax.tree.map(
+        jnp.add, sums, vocabulary_cross_entropy(frames, kernel, targets, weights)
+      ), None
+
+    # One codebook's logits at a time.
+    (loss, correct), _ = jax.lax.scan(add, (0.0, 0.0), (heads, jnp.moveaxis(codes, -1, 0)))
+    sums = {
+      "loss": loss / len(heads),
+      "correct": correct / len(heads),
+      "weight": weights.sum(),
       "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
     }
     return sums["loss"], sums

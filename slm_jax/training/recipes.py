@@ -11,6 +11,7 @@ from typing import Any
 from slm_jax import interop
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig, scale_output_norm
+from slm_jax.models.best_rq import BestRQ, BestRQConfig
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.slm import SLM, SLMConfig
 from slm_jax.models.speech_encoders.usm import USMEncoder
@@ -18,6 +19,7 @@ from slm_jax.models.t5 import T5, T5Config
 from slm_jax.models.t5_config import COMPUTE_TYPES, REMAT_POLICIES
 from slm_jax.training.character_targets import character_table
 from slm_jax.training.objectives import (
+  BestRQObjective,
   LanguageModelObjective,
   Objective,
   SLMObjective,
@@ -145,10 +147,13 @@ def _check_same_pieces(encoder, lm, recipe: AdapterRecipe) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechEncoderRecipe:
-  """A CTC speech encoder, trained whole from scratch."""
+  """A CTC speech encoder, trained whole, from scratch or from a pre-trained one."""
 
   config: ConformerConfig
   tokenizer: str
+  # Folder of an encoder of the same shape, such as one that `BestRQRecipe` made; heads it lacks
+  # start fresh.
+  pretrained: str | None = None
   # Trains the middle layer on characters besides; that head is not part of the finished model.
   intermediate_characters: bool = False
 
@@ -159,7 +164,28 @@ class SpeechEncoderRecipe:
       table, size = character_table(tokenizer)
       config = dataclasses.replace(config, intermediate_vocab_size=size)
     objective = SpeechEncoderObjective(USMEncoder(config), table)
-    return Built(objective, "speech_encoder/.*", {}, _unchanged, tokenizer)
+    loaded = {}
+    if self.pretrained is not None:
+      loaded = {"speech_encoder": interop.open_speech_encoder(resolve_path(self.pretrained)).params}
+    return Built(objective, "speech_encoder/.*", loaded, _unchanged, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestRQRecipe:
+  """A speech encoder pre-trained on audio alone; it has no CTC head yet."""
+
+  config: ConformerConfig
+  quantizer: BestRQConfig
+
+  def __post_init__(self):
+    if self.config.vocab_size or self.config.intermediate_vocab_size:
+      raise ValueError(
+        f"ConformerConfig.vocab_size={self.config.vocab_size}: BEST-RQ trains no CTC head, set it to 0"
+      )
+
+  def build(self) -> Built:
+    objective = BestRQObjective(BestRQ(self.config, self.quantizer))
+    return Built(objective, "(speech_encoder|best_rq)/.*", {}, _unchanged, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

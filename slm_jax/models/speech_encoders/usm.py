@@ -45,8 +45,14 @@ class USMEncoder(nn.Module):
     Returns:
       The frames, T = config.num_frames(S) of them, 40 ms each.
     """
-    cfg = self.config
     features, mask = self.features(audio, lengths)
+    return self.encode_features(features, mask, train=train)
+
+  def encode_features(
+    self, features: jax.Array, mask: jax.Array, *, train: bool = False
+  ) -> SpeechEncoderOutput:
+    """As `__call__`, from features [B, T', F] with mask bool [B, T']."""
+    cfg = self.config
     if train and cfg.spec_augment is not None:
       features = spec_augment(self.make_rng("spec_augment"), features, mask, cfg.spec_augment)
     x, mask = self.subsampling(features, mask)

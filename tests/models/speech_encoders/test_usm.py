@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.config import build, load
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.partitioning import RULES
 from slm_jax.models.speech_encoders.usm import USMEncoder
@@ -105,12 +106,15 @@ def test_every_parameter_names_its_axes():
 
 
 @pytest.mark.parametrize(
-  ("layers", "width", "heads", "low", "high"),
-  [(24, 1024, 8, 600e6, 620e6), (32, 1536, 16, 1.8e9, 2.0e9)],
-  ids=["usm_0_6b", "usm_2b"],
+  ("name", "shape", "low", "high"),
+  [("usm_0_6b", (24, 1024, 8), 600e6, 620e6), ("usm_2b", (32, 1536, 16), 1.8e9, 2.0e9)],
 )
-def test_usm_sizes(layers, width, heads, low, high):
-  """USM, Table 1: 0.6B and 2B parameters."""
-  config = ConformerConfig(num_layers=layers, model_dim=width, num_heads=heads, vocab_size=64)
+def test_usm_sizes(name, shape, low, high):
+  """USM, Table 1: 0.6B and 2B parameters; attention in chunks of 8 s (ibid. §2.3)."""
+  recipe = "SpeechEncoderRecipe"
+  load([f"models/{name}.gin"], [f"train.model=@{recipe}()", f"{recipe}.config=@ConformerConfig()"])
+  config = build("ConformerConfig")
+  assert (config.num_layers, config.model_dim, config.num_heads) == shape
+  assert config.chunk_size * config.frame_samples == 8 * 16_000 and config.attention == "chunk"
   count = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(abstract(config))))
   assert low <= count <= high
