@@ -42,6 +42,7 @@ setup(
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.7",
     "tensorstore>=0.1.71",
+    "tokenizers>=0.21",
   ],
   extras_require={
     # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.

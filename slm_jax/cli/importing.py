@@ -49,10 +49,10 @@ def run(argv: list[str]) -> int:
     f"{job.byte_count / _GB:.2f} GB in {report.seconds:.0f} s"
   )
   _say(f"{model.config}")
-  if model.tokenizer_path is None:
+  if job.lacks_text:
     _say(
-      "the source has no spiece.model: token ids work, text does not; "
-      f"copy the SentencePiece model to {job.output}/spiece.model"
+      f"the source has no {job.lacks_text}: ids work, text does not; copy the one it was trained with "
+      f"to {job.output}"
     )
   return 0
 

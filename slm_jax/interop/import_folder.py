@@ -23,7 +23,7 @@ from slm_jax.interop.speech_encoder_source import (
 )
 from slm_jax.interop.stored_parameter import FLOAT_TYPES
 
-# Other files of a tokenizer that Hugging Face folders have; this package reads spiece.model alone.
+# Other files of an LM's tokenizer; this package reads its spiece.model alone.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -34,7 +34,7 @@ class Import:
   Attributes:
     model: the opened source.
     source, output: folders; `source` may be in a bucket.
-    copied: files of the tokenizer besides spiece.model.
+    copied: files of the tokenizer that go along as they are.
   """
 
   model: StoredLanguageModel | StoredSpeechEncoder
@@ -45,6 +45,15 @@ class Import:
   @property
   def parameter_count(self) -> int:
     return sum(one.size for one in self.model.parameters.values())
+
+  @property
+  def lacks_text(self) -> str | None:
+    """What to copy into the output before ids become text there; None if nothing is missing."""
+    model = self.model
+    if isinstance(model, StoredLanguageModel):
+      return None if model.tokenizer_path else "spiece.model"
+    silent = not model.config.vocab_size or model.tokenizer is not None
+    return None if silent else "spiece.model, tokenizer.json or vocab.json"
 
   @property
   def byte_count(self) -> int:
@@ -82,11 +91,12 @@ def open_import(
         f"{source} is a speech encoder, it brings its tokenizer; leave --tokenizer out"
       )
     model = open_speech_encoder(source, dtype=dtype)
+    copied = model.tokenizer_files
   else:
     model = open_language_model(source, dtype=dtype, tokenizer=tokenizer)
+    copied = () if is_remote(source) else tuple(Path(source) / name for name in _TOKENIZER_FILES)
   # A damaged one is found before gigabytes are written.
   _ = model.tokenizer
-  copied = () if is_remote(source) else tuple(Path(source) / name for name in _TOKENIZER_FILES)
   job = Import(
     model=model,
     source=source,
@@ -128,9 +138,7 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
         report=report,
       )
     else:
-      save_speech_encoder(
-        temporary, model.config, model.params, model.tokenizer_path, report=report
-      )
+      save_speech_encoder(temporary, model.config, model.params, report=report)
     os.rename(temporary, job.output)
   except OSError as error:
     raise UserError(f"output {job.output} cannot be written: {error}") from error

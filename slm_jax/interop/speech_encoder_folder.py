@@ -1,4 +1,4 @@
-"""A speech encoder in a folder: config.json, model.safetensors, spiece.model of its CTC head.
+"""A speech encoder in a folder: config.json, model.safetensors, the tokenizer of its CTC head.
 
 Tensors are named by their path in the parameter tree, joined with dots; a layer stack is one tensor
 with a leading layer axis.
@@ -42,7 +42,7 @@ def save_speech_encoder(
     config: the encoder's shape.
     params: nested dict of arrays or `StoredParameter`s, unboxed, in the types to be stored.
     tokenizer_model_path: SentencePiece model of the CTC head's pieces, copied in; None for an
-      encoder without one.
+      encoder without one, or with a tokenizer of another kind, whose files the caller copies.
     report: as of `write_tensors`.
   """
   path = Path(path)

@@ -9,6 +9,7 @@ from flax.traverse_util import unflatten_dict
 
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder, speech_encoder_folder
+from slm_jax.interop.ctc_tokenizer import CtcTokenizer, open_ctc_tokenizer, tokenizer_files
 from slm_jax.interop.placement import place_all
 from slm_jax.interop.speech_encoders.whisper import open_whisper
 from slm_jax.interop.stored_parameter import StoredParameter
@@ -32,12 +33,12 @@ class StoredSpeechEncoder:
   Attributes:
     config: shape of the model.
     parameters: by path, joined with "/".
-    tokenizer_path: SentencePiece model of the CTC head's pieces, None if there is none.
+    tokenizer_files: what turns the CTC head's classes into text; none without a head.
   """
 
   config: SpeechEncoderConfig
   parameters: dict[str, StoredParameter]
-  tokenizer_path: Path | None
+  tokenizer_files: tuple[Path, ...] = ()
 
   @property
   def params(self) -> dict:
@@ -45,11 +46,11 @@ class StoredSpeechEncoder:
     return unflatten_dict(self.parameters, sep="/")
 
   @property
-  def tokenizer(self) -> Any:
-    """A new tokenizer, or None."""
-    if self.tokenizer_path is None:
+  def tokenizer(self) -> CtcTokenizer | None:
+    """A new tokenizer, or None; raises UserError if its files are damaged or of another kind."""
+    if not self.tokenizer_files:
       return None
-    return safetensors_folder.open_tokenizer(self.tokenizer_path)
+    return open_ctc_tokenizer(self.tokenizer_files[0].parent)
 
 
 def is_speech_encoder(record: Mapping[str, Any]) -> bool:
@@ -85,11 +86,10 @@ def open_speech_encoder(path: str | Path, *, dtype: str | None = None) -> Stored
     )
   if int8:
     config, parameters = speech_encoder_folder.quantize_encoder(config, parameters)
-  tokenizer = folder / safetensors_folder.TOKENIZER_NAME
   return StoredSpeechEncoder(
     config=config,
     parameters=parameters,
-    tokenizer_path=tokenizer if tokenizer.is_file() else None,
+    tokenizer_files=tokenizer_files(folder) if config.vocab_size else (),
   )
 
 
