@@ -44,6 +44,7 @@ class FakeSpeechModel:
   max_samples: int = 1_000
   listens: bool = True
   ctc_drops_first_word: bool = True
+  has_ctc: bool = True
   shapes: set = dataclasses.field(default_factory=set)
   calls: int = 0
   tokenizer: CharacterTokenizer = dataclasses.field(default_factory=CharacterTokenizer)

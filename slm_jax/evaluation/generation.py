@@ -51,6 +51,11 @@ class SpeechModel(Protocol):
     """→ `.ids` int32 [B, T], `.scores` float32 [B]."""
     ...
 
+  @property
+  def has_ctc(self) -> bool:
+    """Whether `ctc_transcribe` can be asked."""
+    ...
+
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]: ...
 
 

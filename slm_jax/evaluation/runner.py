@@ -2,7 +2,8 @@
 
 Four systems answer the same examples:
   slm       speech and instruction through the adapter.
-  ctc       the frozen speech encoder's greedy CTC text of the same audio (transcription only).
+  ctc       the frozen speech encoder's greedy CTC text of the same audio (transcription only, and
+            where it has a CTC head and its tokenizer).
   oracle    the frozen LM on the correct transcript and the instruction: what perfect hearing gives.
   shuffled  the SLM on another example's audio. A model that listens collapses here; one that
             guesses from the instruction, or has learnt the targets' distribution, does not.
@@ -233,7 +234,7 @@ def _evaluate_task(
       yield hypothesis.text
 
   collect("slm", listen_and_score())
-  if kind == "transcription":
+  if kind == "transcription" and model.has_ctc:
     heard = transcribe_with_ctc(model, (e.audio for e in examples), settings.batch_size)
     collect("ctc", (hypothesis.text for hypothesis in heard))
   collect(

@@ -88,6 +88,11 @@ class SpeechLanguageModel:
     t5 = T5(self.model.config.language_model)
     return generate(t5, self.params["language_model"], memory, mask, config)
 
+  @property
+  def has_ctc(self) -> bool:
+    """Whether the speech encoder has a CTC head and a tokenizer for it."""
+    return self.model.config.speech_encoder.vocab_size > 0 and self.ctc_tokenizer is not None
+
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Greedy CTC transcripts of the frozen speech encoder alone; audio int16 [B, S], lengths int32 [B]."""
     ids, counts = self._ctc(self.params["speech_encoder"], jnp.asarray(audio), jnp.asarray(lengths))

@@ -80,6 +80,12 @@ def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> Train
   sharding.check_batch_size(config.train_dataset.batch_size, mesh, config.num_microbatches)
   model_dir = Path(config.model_dir)
   built = config.model.build()
+  samples = config.train_dataset.task_feature_lengths.get("audio", 0)
+  if built.max_samples is not None and samples > built.max_samples:
+    raise UserError(
+      f'TASK_FEATURE_LENGTHS["audio"]={samples}: the speech encoder takes {built.max_samples} samples; '
+      "shorten it"
+    )
   check_run(model_dir, describe(config), FREE_FIELDS)
 
   # The first batch fixes the shapes; its position is taken back by the restore or kept as batch one.

@@ -55,6 +55,8 @@ class Built:
   tokenizer: Any
   # Pieces of the speech encoder's CTC head, where there is one.
   ctc_tokenizer: Any = None
+  # Longest audio that the speech encoder takes; None is any.
+  max_samples: int | None = None
 
 
 def _unchanged(fresh: dict, loaded: dict) -> dict:
@@ -119,6 +121,7 @@ class AdapterRecipe:
       finish,
       lm.tokenizer,
       encoder.tokenizer,
+      encoder.config.max_samples,
     )
 
 

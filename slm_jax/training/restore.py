@@ -74,7 +74,7 @@ def load_speech_language_model(
       params=jax.tree.map(jax.numpy.asarray, params),
       tokenizer=built.tokenizer,
       ctc_tokenizer=built.ctc_tokenizer,
-      max_samples=max_samples,
+      max_samples=min(max_samples, built.max_samples or max_samples),
     ),
     int(folder.name.removeprefix(PREFIX)),
   )

@@ -103,6 +103,13 @@ def test_one_example_has_no_wrong_audio():
   assert task.predictions[0].shuffled_with is None
 
 
+def test_an_encoder_without_a_head_is_not_asked_for_its_ctc():
+  model = FakeSpeechModel(has_ctc=False)
+  task = runner.evaluate(model, _examples("repeat", 4), SETTINGS).tasks[0]
+  assert set(task.scores) == {"slm", "oracle", "shuffled"}
+  assert not any(shape[0] == "ctc" for shape in model.shapes)
+
+
 def test_timings_and_progress():
   seen = []
   result = runner.evaluate(
