@@ -13,16 +13,14 @@ find the same loss and gradient and the same tokens, or the comparison is refuse
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import serve, take_turns
 
 SHAPES = {
   # arXiv:2010.11934; google/mt5-small and google/mt5-base
@@ -146,10 +144,8 @@ class Transformers:
     self.torch.matmul(tensor, tensor)
 
 
-def serve(flags: argparse.Namespace) -> None:
-  """A worker: answers each line on stdin, the name of a task, with its times; results go to files."""
-  answers = sys.stdout
-  sys.stdout = sys.stderr  # only answers may reach the parent
+def work_in_turn(flags: argparse.Namespace) -> None:
+  """A worker's process."""
   worker = {"ours": Ours, "transformers": Transformers}[flags.worker](flags)
   matrix = np.random.default_rng(1).normal(size=(MATMUL_SIZE, MATMUL_SIZE)).astype(np.float32)
   tasks = {
@@ -157,16 +153,7 @@ def serve(flags: argparse.Namespace) -> None:
     "generate": worker.generate,
     "matmul": lambda: worker.matmul(matrix),
   }
-  print("ready", file=answers, flush=True)
-  for line in sys.stdin:
-    name = line.strip()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = tasks[name]()
-    times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    if result:
-      np.savez(Path(flags.folder) / f"{flags.worker}-{name}.npz", **result)
-    times["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(times), file=answers, flush=True)
+  serve(tasks, Path(flags.folder), flags.worker)
 
 
 def make_weights(flags: argparse.Namespace) -> None:
@@ -210,32 +197,11 @@ def check_same(folder: Path) -> dict[str, float]:
 
 def compare(flags: argparse.Namespace) -> dict:
   """Runs both workers in turns; returns the report."""
-  processes = {}
-  for name in ("ours", "transformers"):
-    command = [sys.executable, __file__, "--worker", name, *sys.argv[1:], "--folder", flags.folder]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-      raise SystemExit(f"the worker {name} did not start")
-    processes[name] = process
-
-  def run(name: str, task: str) -> dict[str, float]:
-    process = processes[name]
-    print(task, file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
-
-  times: dict[str, dict[str, list]] = {}
-  for task in ("matmul", "train_through", "generate"):
-    times[task] = {name: [] for name in processes}
-    for name in processes:  # compiles, allocates, warms the caches
-      run(name, task)
-    for _ in range(flags.rounds):
-      for name in processes:
-        times[task][name].append(run(name, task))
-        time.sleep(0.3)  # idle threads of this one stop spinning
-  for process in processes.values():
-    process.stdin.close()
-    process.wait()
+  commands = {
+    name: [sys.executable, __file__, "--worker", name, *sys.argv[1:], "--folder", flags.folder]
+    for name in ("ours", "transformers")
+  }
+  times = take_turns(commands, ("matmul", "train_through", "generate"), flags.rounds)
   return report(flags, times)
 
 
@@ -279,7 +245,7 @@ def report(flags: argparse.Namespace, times: dict) -> dict:
 def main() -> None:
   flags = parse(sys.argv[1:])
   if flags.worker:
-    serve(flags)
+    work_in_turn(flags)
     return
   with tempfile.TemporaryDirectory() as folder:
     flags.folder = folder
