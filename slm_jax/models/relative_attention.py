@@ -1,11 +1,14 @@
 """Self-attention with relative positions (Transformer-XL, arXiv:1901.02860 §3.3)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from slm_jax.models.attention_window import AttentionWindow
+from slm_jax.models.head_attention import over_heads, softmax_over_keys
 from slm_jax.models.quantization import Dense
 
 _init = nn.initializers.lecun_normal()
@@ -69,19 +72,32 @@ class RelativeAttention(nn.Module):
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
       return jnp.asarray(self.param(name, init, (heads, head_dim)), self.dtype)
 
-    query = window.blocks(project(x, "query") * head_dim**-0.5)  # [B, T / W, W, N, H]
-    key, value = (window.keys(window.blocks(project(x, name))) for name in ("key", "value"))
+    def in_blocks(y: jax.Array, keys: bool) -> jax.Array:
+      y = window.blocks(y)
+      y = window.keys(y) if keys else y
+      return y.reshape(-1, *y.shape[2:])  # [B * T / W, W or K, N, H]
+
+    query = in_blocks(project(x, "query") * head_dim**-0.5, False)
+    key, value = (in_blocks(project(x, name), True) for name in ("key", "value"))
     distance = project(positions.astype(self.dtype), "position")  # [W + K, N, H]
     scale = head_dim**-0.5
-    content = jnp.einsum("BGTNH,BGSNH->BGNTS", query + scale * bias("content_bias"), key)
-    by_distance = jnp.einsum("BGTNH,RNH->BGNTR", query + scale * bias("position_bias"), distance)
-    scores = (content + relative_shift(by_distance)).astype(jnp.float32)
-    allowed = window.allowed(mask)[:, :, None]
-    # A finite floor and a second mask: a row of -inf alone would give NaN, such a row is to give
-    # zeros.
-    scores = jnp.where(allowed, scores, -1e30)
-    weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0).astype(self.dtype)
-    y = jnp.einsum("BGNTS,BGSNH->BGTNH", weights, value)
+    biases = (scale * bias("content_bias"), scale * bias("position_bias"))
+    allowed = window.allowed(mask)
+
+    def one_head(query, key, value, allowed, distance, content_bias, position_bias):
+      product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+      by_distance = relative_shift(product(query + position_bias, distance.T))
+      scores = product(query + content_bias, key.T) + by_distance
+      return softmax_over_keys(scores, value, allowed)
+
+    y = over_heads(
+      one_head,
+      query,
+      key,
+      value,
+      rows=(allowed.reshape(-1, *allowed.shape[2:]),),
+      heads=(jnp.moveaxis(distance, 1, 0), *biases),
+    )
     y = y.reshape(x.shape[0], -1, width)[:, : x.shape[1]]
     axes = ("joined_kv", "embed")
     return Dense(width, axes, self.dtype, _init, use_bias=True, weights=self.weights, name="out")(y)
