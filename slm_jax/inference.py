@@ -1,4 +1,4 @@
-"""Answers instructions about audio files: the logic of the `infer` mode.
+"""Answers instructions about audio files, or transcribes them: the logic of the `infer` mode.
 
 Any sample rate, channel count and length; long files go through the model in chunks cut at pauses,
 so nothing is dropped. The output file is moved into place when every line is written: a mistake or
@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slm_jax.audio.files import SAMPLE_RATE, probe_audio, read_audio
 from slm_jax.errors import UserError
+from slm_jax.evaluation.ctc_transcriber import CtcTranscriber
 from slm_jax.evaluation.generation import (
   GenerationSettings,
   Hypothesis,
@@ -32,13 +33,19 @@ from slm_jax.evaluation.generation import (
 )
 from slm_jax.evaluation.writer import finite, json_line
 
+_Readable = tuple[np.ndarray, str]  # int16 samples [S], instruction
+_OnSamples = Callable[[int], None]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
-  """One instruction about one audio file; `source` is the JSONL file it was read from."""
+  """One instruction about one audio file; `source` is the JSONL file it was read from.
+
+  `instruction` is None where a speech encoder alone transcribes.
+  """
 
   audio: str
-  instruction: str
+  instruction: str | None = None
   id: str | int | None = None
   source: str | None = None
 
@@ -80,10 +87,13 @@ def requests_from_flags(
   ]
 
 
-def read_requests(path: str | os.PathLike[str]) -> list[InferenceRequest]:
+def read_requests(
+  path: str | os.PathLike[str], *, instructed: bool = True
+) -> list[InferenceRequest]:
   """Reads JSON lines `{"audio": …, "instruction": …, "id"?: …}`; blank lines are passed over.
 
-  `id` is a string or an integer and is handed through.
+  `id` is a string or an integer and is handed through. There is no `instruction` unless
+  `instructed`.
 
   A relative audio path is relative to the folder of the JSONL file, so that a folder of audio and
   its list can be moved together.
@@ -100,12 +110,13 @@ def read_requests(path: str | os.PathLike[str]) -> list[InferenceRequest]:
       f"{str(path)!r} cannot be read: {error.strerror}; expected a JSONL file of requests"
     ) from error
   requests = [
-    _parse_request(line, number, path)
+    _parse_request(line, number, path, instructed)
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
     if line.strip()
   ]
   if not requests:
-    raise UserError(f'{path}: no request; expected lines {{"audio": "a.wav", "instruction": "…"}}')
+    example = '"audio": "a.wav"' + (', "instruction": "…"' if instructed else "")
+    raise UserError(f"{path}: no request; expected lines {{{example}}}")
   return requests
 
 
@@ -129,9 +140,46 @@ def infer(
     UserError: more than `max_bad_audio` requests with bad audio, or an output path that cannot be
       written or is one of the inputs. Nothing at `output_path` has changed then.
   """
+  chosen = settings or GenerationSettings()
+
+  def answer(readable: Iterator[_Readable], on_samples: _OnSamples) -> Iterator[Hypothesis]:
+    instructions = {request.instruction or "" for request in requests}
+    length = padded_length(len(prompt_ids(model.tokenizer, text)) for text in instructions)
+    return hypothesise(model, readable, chosen, prompt_length=length, on_samples=on_samples)
+
+  return _run(answer, requests, output_path, max_bad_audio, show_progress)
+
+
+def transcribe(
+  transcriber: CtcTranscriber,
+  requests: Sequence[InferenceRequest],
+  output_path: str | os.PathLike[str],
+  batch_size: int,
+  *,
+  max_bad_audio: int = 0,
+  show_progress: bool = True,
+) -> InferenceSummary:
+  """Writes what a speech encoder hears by itself: lines and errors as of `infer`.
+
+  No line has an instruction. A score is a log-probability in nats, null where nothing was searched.
+  """
+
+  def answer(readable: Iterator[_Readable], on_samples: _OnSamples) -> Iterator[Hypothesis]:
+    return transcriber.hypothesise((samples for samples, _ in readable), batch_size, on_samples)
+
+  return _run(answer, requests, output_path, max_bad_audio, show_progress)
+
+
+def _run(
+  answer: Callable[[Iterator[_Readable], _OnSamples], Iterator[Hypothesis]],
+  requests: Sequence[InferenceRequest],
+  output_path: str | os.PathLike[str],
+  max_bad_audio: int,
+  show_progress: bool,
+) -> InferenceSummary:
+  """Reads the audio of all requests, has it answered, writes the lines."""
   if not requests:
     raise UserError("no request to answer; give --audio and --instruction or a JSONL of requests")
-  settings = settings or GenerationSettings()
   output = _check_output(pathlib.Path(output_path), requests)
   budget = _Budget(max_bad_audio)
   # Headers first: a misspelt path in the last line should not cost the work on all lines before it.
@@ -140,10 +188,6 @@ def infer(
     with contextlib.suppress(UserError):
       durations[audio] = probe_audio(audio).seconds
   budget.check_ahead([r for r in requests if r.audio not in durations])
-  prompt_length = padded_length(
-    len(prompt_ids(model.tokenizer, text)) for text in {r.instruction for r in requests}
-  )
-
   begin = time.perf_counter()
   pending: deque[_Read] = deque()
   total_seconds = sum(durations.get(request.audio, 0.0) for request in requests)
@@ -153,13 +197,7 @@ def infer(
     with open(partial, "w", encoding="utf-8") as file, _progress(show_progress) as bar:
       line = bar.add_task("infer", total=total_seconds)
       readable = _read_all(requests, pending, budget, bar)
-      for hypothesis in hypothesise(
-        model,
-        readable,
-        settings,
-        prompt_length=prompt_length,
-        on_samples=lambda samples: bar.advance(line, samples / SAMPLE_RATE),
-      ):
+      for hypothesis in answer(readable, lambda samples: bar.advance(line, samples / SAMPLE_RATE)):
         _write_bad(file, pending)
         read = pending.popleft()
         file.write(json_line(_line(read, hypothesis)))
@@ -210,8 +248,8 @@ class _Budget:
 
 def _read_all(
   requests: Sequence[InferenceRequest], pending: deque[_Read], budget: _Budget, bar: Progress
-) -> Iterator[tuple[np.ndarray, str]]:
-  """Yields (samples, instruction) of readable requests; appends every request to `pending`."""
+) -> Iterator[_Readable]:
+  """Yields (samples, instruction or "") of readable requests; appends every request to `pending`."""
   last: tuple[str, np.ndarray] | None = None  # several instructions about one file: decoded once
   for request in requests:
     begin = time.perf_counter()
@@ -225,7 +263,7 @@ def _read_all(
     pending.append(
       _Read(request, len(samples) / SAMPLE_RATE, read_seconds=time.perf_counter() - begin)
     )
-    yield samples, request.instruction
+    yield samples, request.instruction or ""
 
 
 def _write_bad(file: Any, pending: deque[_Read]) -> None:
@@ -260,14 +298,15 @@ def _line(read: _Read, hypothesis: Hypothesis) -> dict[str, Any]:
 
 def _inputs(read: _Read) -> dict[str, Any]:
   inputs: dict[str, Any] = {} if read.request.id is None else {"id": read.request.id}
-  return inputs | {
-    "audio": read.request.audio,
-    "instruction": read.request.instruction,
-    "duration": read.duration,
-  }
+  inputs["audio"] = read.request.audio
+  if read.request.instruction is not None:
+    inputs["instruction"] = read.request.instruction
+  return inputs | {"duration": read.duration}
 
 
-def _parse_request(line: bytes, number: int, path: pathlib.Path) -> InferenceRequest:
+def _parse_request(
+  line: bytes, number: int, path: pathlib.Path, instructed: bool
+) -> InferenceRequest:
   where = f"{path}:{number}"
   try:
     record = json.loads(line.decode("utf-8"))
@@ -279,10 +318,11 @@ def _parse_request(line: bytes, number: int, path: pathlib.Path) -> InferenceReq
     raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
   if not isinstance(record, dict):
     raise UserError(f"{where}: expected a JSON object, got {type(record).__name__}")
-  fields = {"audio", "instruction", "id"}
+  needed = ("audio", "instruction") if instructed else ("audio",)
+  fields = {*needed, "id"}
   for name in sorted(set(record) - fields):
     raise UserError(f"{where}: unknown field {name!r}; known: {sorted(fields)}")
-  for name in ("audio", "instruction"):
+  for name in needed:
     if name not in record:
       raise UserError(f"{where}: field {name!r} is missing; add it to the line")
   for name, value in record.items():
@@ -290,9 +330,10 @@ def _parse_request(line: bytes, number: int, path: pathlib.Path) -> InferenceReq
       raise UserError(f"{where}: field {name!r} is {json.dumps(value)[:40]}, expected a string")
   if not record["audio"]:
     raise UserError(f"{where}: field 'audio' is empty, expected a path")
+  text = record.get("instruction")
   return InferenceRequest(
     audio=os.fspath(path.parent / record["audio"]),
-    instruction=_instruction(record["instruction"], f"{where}: field 'instruction'"),
+    instruction=None if text is None else _instruction(text, f"{where}: field 'instruction'"),
     id=record.get("id"),
     source=os.fspath(path),
   )

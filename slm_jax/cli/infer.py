@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from slm_jax.cli import infer_ctc
 from slm_jax.cli.main import parse, parser_for
 from slm_jax.errors import UserError
 
@@ -14,7 +15,12 @@ EXAMPLE = (
 
 def run(argv: list[str]) -> int:
   """Answers instructions about audio files; returns the exit status."""
+  if "--ctc" in argv:
+    return infer_ctc.run(argv)
   parser = parser_for("infer", EXAMPLE)
+  parser.add_argument(
+    "--ctc", action="store_true", help="a speech encoder alone: slm_jax infer --ctc --help"
+  )
   parser.add_argument("--model_dir", required=True, help="folder of a training run")
   parser.add_argument("--step", type=int, help="checkpoint to use; default: the newest")
   parser.add_argument(

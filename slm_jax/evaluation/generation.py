@@ -177,7 +177,7 @@ def hypothesise(
           f" {prompt_length}; shorten it"
         )
       prompts.append(prompt)
-    audio, lengths = _audio_batch([samples for samples, _ in chunks], model.max_samples)
+    audio, lengths = audio_batch([samples for samples, _ in chunks], model.max_samples)
     result = model.generate(audio, lengths, pad_rows(prompts, prompt_length), **settings.decoding())
     ids, scores = np.asarray(result.ids), np.asarray(result.scores)
     return [
@@ -185,7 +185,7 @@ def hypothesise(
       for row, score in zip(ids, scores, strict=True)
     ]
 
-  return _by_chunks(requests, run, model.max_samples, settings.batch_size, on_samples)
+  return by_chunks(requests, run, model.max_samples, settings.batch_size, on_samples)
 
 
 def transcribe_with_ctc(
@@ -194,10 +194,10 @@ def transcribe_with_ctc(
   """The frozen speech encoder's own greedy CTC text of each recording int16 `[S]`, in order."""
 
   def run(chunks: list[tuple[np.ndarray, str]]) -> list[tuple[str, float]]:
-    audio, lengths = _audio_batch([samples for samples, _ in chunks], model.max_samples)
+    audio, lengths = audio_batch([samples for samples, _ in chunks], model.max_samples)
     return [(text, math.nan) for text in model.ctc_transcribe(audio, lengths)]
 
-  return _by_chunks(((samples, "") for samples in recordings), run, model.max_samples, batch_size)
+  return by_chunks(((samples, "") for samples in recordings), run, model.max_samples, batch_size)
 
 
 def answer_texts(
@@ -221,7 +221,7 @@ def answer_texts(
       yield decode_ids(model.tokenizer, row)
 
 
-def _by_chunks(
+def by_chunks(
   requests: Iterable[tuple[np.ndarray, str]],
   run: Callable[[list[tuple[np.ndarray, str]]], list[tuple[str, float]]],
   max_samples: int,
@@ -268,7 +268,7 @@ def _full_batches(items: Iterator[_Item], size: int) -> Iterator[tuple[list[_Ite
     yield batch + [batch[0]] * (size - len(batch)), len(batch)
 
 
-def _audio_batch(chunks: Sequence[np.ndarray], samples: int) -> tuple[np.ndarray, np.ndarray]:
+def audio_batch(chunks: Sequence[np.ndarray], samples: int) -> tuple[np.ndarray, np.ndarray]:
   """Recordings of at most `samples` → (int16 [B, samples], lengths int32 [B])."""
   audio = np.zeros((len(chunks), samples), np.int16)
   for i, chunk in enumerate(chunks):

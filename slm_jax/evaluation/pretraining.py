@@ -5,12 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from slm_jax.evaluation import scores
-from slm_jax.evaluation.generation import GenerationSettings, answer_texts, transcribe_with_ctc
+from slm_jax.evaluation.ctc_transcriber import CtcTranscriber
+from slm_jax.evaluation.generation import GenerationSettings, answer_texts
 from slm_jax.evaluation.runner import SpeechExample
-from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.language_model import LanguageModel
 from slm_jax.models.speech_encoder_model import SpeechEncoderModel
 
@@ -38,24 +36,6 @@ class _TextModel:
     return self.language_model.tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class _CtcModel:
-  encoder: SpeechEncoderModel
-  max_samples: int
-
-  @property
-  def tokenizer(self) -> Any:
-    return self.encoder.tokenizer
-
-  def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
-    encoded = self.encoder(audio, lengths)
-    assert encoded.ctc_logits is not None
-    ids, counts = (
-      np.asarray(x) for x in greedy_decode(encoded.ctc_logits, encoded.mask, encoded.blank_id)
-    )
-    return [self.tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)]
-
-
 def score_language_model(
   model: LanguageModel, examples: Sequence[TextExample], max_new_tokens: int
 ) -> dict[str, float]:
@@ -78,11 +58,8 @@ def score_speech_encoder(
 ) -> dict[str, float]:
   """Character and word error rate of greedy CTC, percent, all together and by language."""
   examples = list(examples)
-  model = _CtcModel(encoder, max_samples)
-  heard = [
-    hypothesis.text
-    for hypothesis in transcribe_with_ctc(model, (e.audio for e in examples), 32)  # pyright: ignore
-  ]
+  transcriber = CtcTranscriber(encoder, max_samples)
+  heard = [one.text for one in transcriber.hypothesise((e.audio for e in examples), 32)]
   targets = [example.target for example in examples]
   languages = [example.language for example in examples]
   table = {}
