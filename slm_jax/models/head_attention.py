@@ -14,21 +14,25 @@ import jax.numpy as jnp
 OneHead = Callable[..., jax.Array]
 
 
-def softmax_over_keys(scores: jax.Array, value: jax.Array, allowed: jax.Array) -> jax.Array:
+def softmax_over_keys(
+  scores: jax.Array, value: jax.Array, allowed: jax.Array | None = None
+) -> jax.Array:
   """Weighted values of one head; a query that may see no key gives zeros.
 
   Args:
     scores: fp32 [T, S].
     value: [S, H].
-    allowed: bool, broadcast to [T, S].
+    allowed: bool, broadcast to [T, S]; None is everything.
 
   Returns:
     [T, H], in the value's type.
   """
-  # A finite floor and a second mask: a row of -inf alone would give NaN.
-  scores = jnp.where(allowed, scores, -1e30)
+  if allowed is not None:
+    # A finite floor and a second mask: a row of -inf alone would give NaN.
+    scores = jnp.where(allowed, scores, -1e30)
   weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-  weights = jnp.where(allowed, weights, 0)
+  if allowed is not None:
+    weights = jnp.where(allowed, weights, 0)
   total = weights.sum(axis=-1, keepdims=True)
   y = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
   return (y / jnp.maximum(total, 1e-30)).astype(value.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from slm_jax.audio.whisper_log_mel import WhisperLogMelConfig, whisper_log_mel
+from slm_jax.models.head_attention import over_heads, softmax_over_keys
 from slm_jax.models.quantization import Dense
 from slm_jax.models.speech_encoder import SpeechEncoderConfig, SpeechEncoderOutput
 
@@ -121,9 +122,12 @@ class SelfAttention(nn.Module):
 
     query = project("query", True) * head_dim**-0.5
     key, value = project("key", False), project("value", True)
-    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1).astype(cfg.dtype)
-    y = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+
+    def one_head(query, key, value):
+      scores = jnp.matmul(query, key.T, preferred_element_type=jnp.float32)
+      return softmax_over_keys(scores, value)
+
+    y = over_heads(one_head, query, key, value).reshape(x.shape)
     return Dense(width, ("joined_kv", "embed"), cfg.dtype, _init, use_bias=True, name="out")(y)
 
 
