@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slm_jax.audio.files import SAMPLE_RATE
 from slm_jax.models.speech_encoder import SpeechEncoderConfig, SpeechEncoderOutput
 from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.windowed_encoding import EncodedPart, encode_in_windows, window_lengths
@@ -47,8 +48,8 @@ class SpeechEncoderModel:
     self,
     audio: np.ndarray,
     *,
-    keep_seconds: float = 16.0,
-    context_seconds: float = 8.0,
+    keep_seconds: float | None = None,
+    context_seconds: float | None = None,
   ) -> Iterator[EncodedPart]:
     """Encodes one waveform of any length in windows; memory does not grow with it.
 
@@ -58,8 +59,8 @@ class SpeechEncoderModel:
     Args:
       audio: int16, or float in [-1, 1], [S] at 16 kHz.
       keep_seconds: what each window adds, rounded up to whole frames (chunks, with chunk-wise
-        attention).
-      context_seconds: what is encoded besides, on each side.
+        attention); None is 32, or half of an encoder's fixed window.
+      context_seconds: what is encoded besides, on each side; None is half of `keep_seconds`.
 
     Yields:
       The frames, in order.
@@ -67,6 +68,11 @@ class SpeechEncoderModel:
     Raises:
       ValueError: a window is nothing, or longer than the encoder takes.
     """
+    if keep_seconds is None:
+      limit = self.config.max_samples
+      keep_seconds = 32.0 if limit is None else limit / (2 * SAMPLE_RATE)
+    if context_seconds is None:
+      context_seconds = keep_seconds / 2
     kept, context = window_lengths(
       self.config, keep_seconds=keep_seconds, context_seconds=context_seconds
     )

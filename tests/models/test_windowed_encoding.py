@@ -80,6 +80,17 @@ def test_one_shape_whatever_the_length(encoder):
   assert model._encode._cache_size() == 1  # pyright: ignore
 
 
+def test_windows_without_sizes_fit_what_the_encoder_takes(encoder):
+  class Fixed(ConformerConfig):
+    max_samples = 16_000
+
+  fields = {f.name: getattr(encoder.config, f.name) for f in dataclasses.fields(encoder.config)}
+  free = window_lengths(encoder.config, keep_seconds=32.0, context_seconds=16.0)
+  assert free == (512_000, 256_000)
+  with pytest.raises(ValueError, match="takes 16000"):
+    window_lengths(Fixed(**fields), keep_seconds=0.6, context_seconds=0.4)
+
+
 def test_windows_that_cannot_be_are_refused(encoder):
   with pytest.raises(ValueError, match="keep_seconds=0.0"):
     encoder.windows(AUDIO, keep_seconds=0.0)
