@@ -7,6 +7,8 @@ from flax import linen as nn
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoders.usm import USMEncoder
+from slm_jax.models.speech_encoders.w2v_bert import W2vBertEncoder
+from slm_jax.models.speech_encoders.w2v_bert_config import W2vBertConfig
 from slm_jax.models.speech_encoders.whisper import WhisperConfig, WhisperEncoder
 
 
@@ -20,6 +22,7 @@ class Family:
 
 FAMILIES = {
   "conformer_ctc": Family(ConformerConfig, USMEncoder),
+  "w2v_bert": Family(W2vBertConfig, W2vBertEncoder),
   "whisper": Family(WhisperConfig, WhisperEncoder),
 }
 
