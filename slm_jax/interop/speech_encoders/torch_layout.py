@@ -8,12 +8,15 @@ from slm_jax.interop import safetensors_folder as folders
 from slm_jax.interop.stored_parameter import StoredParameter, StoredTensor
 from slm_jax.interop.tensor_views import permuted, rows_of, squeezed
 
-Form = Literal["same", "linear", "conv1d", "conv2d", "pointwise", "depthwise", "depthwise2d"]
+Form = Literal[
+  "same", "linear", "conv1d", "conv2d", "pointwise", "pointwise2d", "depthwise", "depthwise2d"
+]
 # form -> the torch tensor's shape, given ours.
 _TORCH_SHAPE = {
   "same": lambda shape: shape,
   "linear": lambda shape: shape[::-1],  # [out, in] -> [in, out]
   "pointwise": lambda shape: (*shape[::-1], 1),  # [out, in, 1] -> [in, out]
+  "pointwise2d": lambda shape: (*shape[::-1], 1, 1),  # [out, in, 1, 1] -> [in, out]
   "conv1d": lambda shape: shape[::-1],  # [out, in, k] -> [k, in, out]
   "depthwise": lambda shape: (shape[1], 1, shape[0]),  # [C, 1, k] -> [k, C]
   "conv2d": lambda shape: (shape[3], shape[2], *shape[:2]),  # [out, in, h, w] -> [h, w, in, out]
@@ -94,7 +97,7 @@ def _parameter(
     dtype=folders.result_dtype(found, dtype),
     tensors=found,
     layers="apart" if source.stacked else "none",
-    transposed=source.form in ("linear", "pointwise"),
+    transposed=source.form in ("linear", "pointwise", "pointwise2d"),
   )
 
 
@@ -107,6 +110,8 @@ def _view(tensor: StoredTensor, source: Source) -> StoredTensor:
   match source.form:
     case "pointwise":
       return squeezed(tensor, 2)
+    case "pointwise2d":
+      return squeezed(squeezed(tensor, 3), 2)
     case "conv1d":
       return permuted(tensor, (2, 1, 0))
     case "depthwise":
