@@ -8,9 +8,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.errors import UserError
+from slm_jax.models.partitioning import BATCH_AXES
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 
 def batch_shards(mesh: Mesh) -> int:
   """Number of pieces a batch is split into."""
-  return mesh.shape["data"] * mesh.shape["fsdp"]
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> None:
