@@ -1,10 +1,13 @@
 """w2v-BERT's self-attention, with any of its ways to tell how far apart two frames are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from slm_jax.models.head_attention import over_heads, softmax_over_keys
 from slm_jax.models.quantization import Dense
 from slm_jax.models.relative_attention import relative_shift
 
@@ -93,23 +96,29 @@ class SelfAttention(nn.Module):
     scale = head_dim**-0.5
     query = project(located, "query") * scale
     key, value = project(located, "key"), project(x, "value")
-    by_distance = None
+    table, biases = None, ()
     if self.positions == "relative_key":
       init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("relpos_buckets", "kv"))
-      table = self.param("distances", init, (self.left + self.right + 1, head_dim))
-      products = jnp.einsum("BTNH,RH->BNTR", query, jnp.asarray(table, self.dtype))
-      by_distance = clipped_shift(products, self.left)
+      shape = (self.left + self.right + 1, head_dim)
+      table = jnp.asarray(self.param("distances", init, shape), self.dtype)
     elif self.positions == "relative":
       sinusoids = jnp.asarray(interleaved_sinusoids(x.shape[1], width), self.dtype)
       distance = project(sinusoids, "position", use_bias=False)
-      located_query = query + scale * bias("position_bias")
-      by_distance = relative_shift(jnp.einsum("BTNH,RNH->BNTR", located_query, distance))
-      query = query + scale * bias("content_bias")
-    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key)
-    if by_distance is not None:
-      scores = scores + by_distance
-    # A finite floor: an example without a real frame is to give numbers.
-    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-    y = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+      biases = (scale * bias("content_bias"), scale * bias("position_bias"))
+      biases = (*biases, jnp.moveaxis(distance, 1, 0))
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+    def one_head(query, key, value, mask, *relative):
+      content = query
+      if relative:
+        content_bias, position_bias, distance = relative
+        content = query + content_bias
+        by_distance = relative_shift(product(query + position_bias, distance.T))
+      elif table is not None:
+        by_distance = clipped_shift(product(query, table.T), self.left)
+      else:
+        by_distance = 0.0
+      return softmax_over_keys(product(content, key.T) + by_distance, value, mask[None])
+
+    y = over_heads(one_head, query, key, value, rows=(mask,), heads=biases).reshape(x.shape)
     return Dense(width, ("joined_kv", "embed"), self.dtype, _init, use_bias=True, name="out")(y)
