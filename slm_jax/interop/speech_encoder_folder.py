@@ -124,7 +124,7 @@ def quantize_encoder(
   if not isinstance(config, ConformerConfig):
     raise UserError(
       f"int8 weights are for encoders of the family conformer_ctc, this one is {family_of(config)}; "
-      'set AdapterRecipe.speech_encoder_dtype = "bfloat16"'
+      'set AdapterRecipe.frozen_speech_encoder_dtype = "bfloat16"'
     )
   config = dataclasses.replace(config, weights="int8")
   return config, quantized(parameters, flatten_dict(abstract_params(config), sep="/"))

@@ -31,7 +31,10 @@ def slice_devices(topology: str) -> list:
     os.environ.setdefault(name, value)
   # libtpu takes a host for a tray of 2x2 chips, unless told of a host with a chip of its own.
   alone = topology.partition(":")[2] in ("1x1", "1x1x1")
-  options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+  options: dict = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+  if topology.startswith("v4:"):
+    # As programs run there: both cores of a chip are one device with the chip's whole memory.
+    options["chip_config_name"] = "megacore"
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     return list(found.devices)

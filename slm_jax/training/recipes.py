@@ -6,7 +6,7 @@ A recipe is the gin-facing description; `build` reads weights and returns the ob
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slm_jax import interop
 from slm_jax.errors import UserError
@@ -65,10 +65,14 @@ def _unchanged(fresh: dict, loaded: dict) -> dict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterRecipe:
-  """SLM: the adapter is trained, both bases are frozen."""
+  """SLM: the adapter is trained, both bases are frozen.
 
-  speech_encoder: str
-  language_model: str
+  A base is a folder, or the shape of one: without weights nothing can be trained, but `slm_jax
+  preflight` needs no more.
+  """
+
+  speech_encoder: str | ConformerConfig
+  language_model: str | T5Config
   adapter: AdapterConfig
   speech_first: bool = True
   # Regular expression over parameter paths; what it does not match is frozen.
@@ -77,28 +81,27 @@ class AdapterRecipe:
   # int8 halves it again (`slm_jax.models.quantization`).
   frozen_dtype: str = "float32"
   # Another one for the speech encoder; None is `frozen_dtype`.
-  speech_encoder_dtype: str | None = None
-  # The LM's type of computation, and what its backward pass computes again, as of `T5Config`.
+  frozen_speech_encoder_dtype: str | None = None
+  # Types of computation, and what the LM's backward pass computes again, as of `T5Config`.
+  speech_encoder_dtype: str = "float32"
   language_model_dtype: str = "float32"
   language_model_remat: str = "none"
   # Target positions whose logits exist at a time, 0 for all: less memory with a large vocabulary.
   loss_chunk: int = 0
 
   def __post_init__(self):
-    _check_one_of("language_model_dtype", self.language_model_dtype, COMPUTE_TYPES)
+    for name in ("speech_encoder_dtype", "language_model_dtype"):
+      _check_one_of(name, getattr(self, name), COMPUTE_TYPES)
     _check_one_of("language_model_remat", self.language_model_remat, REMAT_POLICIES)
     _check_chunk(self.loss_chunk)
 
   def build(self) -> Built:
-    encoder = interop.open_speech_encoder(
-      resolve_path(self.speech_encoder), dtype=self.speech_encoder_dtype or self.frozen_dtype
-    )
-    lm = interop.open_language_model(_base_path(self.language_model), dtype=self.frozen_dtype)
+    encoder, lm = _open_encoder(self), _open_language_model(self)
     if self.adapter.ctc_embeddings:
       _check_same_pieces(encoder, lm, self)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
     config = SLMConfig(
-      speech_encoder=encoder.config.frozen(),
+      speech_encoder=dataclasses.replace(encoder.config.frozen(), dtype=self.speech_encoder_dtype),
       adapter=self.adapter,
       language_model=dataclasses.replace(
         lm.config,
@@ -114,6 +117,7 @@ class AdapterRecipe:
       return {**fresh, "adapter": scale_output_norm(fresh["adapter"], embedding)}
 
     loaded = {"speech_encoder": encoder.params, "language_model": lm.params}
+    loaded = {part: params for part, params in loaded.items() if params}
     return Built(
       SLMObjective(SLM(config), self.loss_chunk),
       self.trainable,
@@ -123,6 +127,28 @@ class AdapterRecipe:
       encoder.tokenizer,
       encoder.config.max_samples,
     )
+
+
+class _Shape(NamedTuple):
+  """A base without weights; looks like an opened one."""
+
+  config: Any
+  params: dict = {}
+  tokenizer: Any = None
+
+
+def _open_encoder(recipe: AdapterRecipe) -> Any:
+  base, dtype = recipe.speech_encoder, recipe.frozen_speech_encoder_dtype or recipe.frozen_dtype
+  if isinstance(base, str):
+    return interop.open_speech_encoder(resolve_path(base), dtype=dtype)
+  return _Shape(dataclasses.replace(base, weights="int8") if dtype == "int8" else base)
+
+
+def _open_language_model(recipe: AdapterRecipe) -> Any:
+  base, dtype = recipe.language_model, recipe.frozen_dtype
+  if isinstance(base, str):
+    return interop.open_language_model(_base_path(base), dtype=dtype)
+  return _Shape(dataclasses.replace(base, weights="int8") if dtype == "int8" else base)
 
 
 def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -76,8 +76,10 @@ def test_audio_beyond_its_window_is_refused_before_anything_is_compiled(config, 
 
 
 def test_int8_is_for_encoders_that_have_it(config):
-  with pytest.raises(UserError, match="speech_encoder_dtype"):
+  with pytest.raises(UserError, match="frozen_speech_encoder_dtype"):
     dataclasses.replace(config.model, frozen_dtype="int8").build()
-  mixed = dataclasses.replace(config.model, frozen_dtype="int8", speech_encoder_dtype="bfloat16")
+  mixed = dataclasses.replace(
+    config.model, frozen_dtype="int8", frozen_speech_encoder_dtype="bfloat16"
+  )
   kinds = {str(np.dtype(x.dtype)) for x in jax.tree.leaves(mixed.build().loaded)}
   assert kinds == {"int8", "float32", "bfloat16"}
