@@ -15,7 +15,8 @@ HERE = ["MODEL_DIR='somewhere'"]
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_builds(path):
-  config.load([str(path)], HERE)
+  data = ["MIXTURE_OR_TASK_NAME='some_task'", "MIXTURE_OR_TASK_MODULE='tasks.some'"]
+  config.load([str(path)], HERE + data)
   run = config.build("train")
   assert run.model_dir == "somewhere"
   assert isinstance(run.model, Recipe)

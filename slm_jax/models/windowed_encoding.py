@@ -33,7 +33,7 @@ class EncodedPart:
 def window_lengths(
   config: SpeechEncoderConfig, *, keep_seconds: float, context_seconds: float
 ) -> tuple[int, int]:
-  """(kept, context) samples of a window, rounded up to what keeps frames in step.
+  """(kept, context) samples of a window, rounded up to what keeps frames in step, at least one frame.
 
   Raises:
     ValueError: a window is nothing, or longer than the encoder takes.
@@ -42,6 +42,8 @@ def window_lengths(
   kept, context = (
     -(-round(seconds * SAMPLE_RATE) // unit) * unit for seconds in (keep_seconds, context_seconds)
   )
+  # Frontends without padding make no frame of a window's last samples: one frame more must be there.
+  context = max(context, unit)
   if keep_seconds <= 0 or context_seconds < 0:
     raise ValueError(
       f"keep_seconds={keep_seconds}, context_seconds={context_seconds}: expected more than 0, and 0 or more"
