@@ -20,6 +20,8 @@ def randomised(model: Any) -> Any:
       tensor.data.normal_(0.05, 0.25, generator=generator)
       if name.endswith("running_var"):
         tensor.data.abs_().add_(0.1)
+      elif "norm" in name and name.endswith("weight"):
+        tensor.data.add_(1.0)  # loud enough that attention takes sides
   return model.eval()
 
 

@@ -11,6 +11,7 @@ from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder, speech_encoder_folder
 from slm_jax.interop.ctc_tokenizer import CtcTokenizer, open_ctc_tokenizer, tokenizer_files
 from slm_jax.interop.placement import place_all
+from slm_jax.interop.speech_encoders.lasr import open_lasr
 from slm_jax.interop.speech_encoders.parakeet import open_parakeet
 from slm_jax.interop.speech_encoders.w2v_bert import open_w2v_bert
 from slm_jax.interop.speech_encoders.whisper import open_whisper
@@ -24,6 +25,8 @@ Opener = Callable[
 ]
 # `model_type` of a Hugging Face config.json -> how to open such a folder.
 OPENERS: dict[str, Opener] = {
+  "lasr_ctc": open_lasr,
+  "lasr_encoder": open_lasr,
   "parakeet_ctc": open_parakeet,
   "parakeet_encoder": open_parakeet,
   "parakeet_rnnt": open_parakeet,
