@@ -113,7 +113,7 @@ class Transformers:
     import torch
     import transformers
 
-    self.torch = torch
+    self.torch, self.family = torch, flags.family
     _, model, extractor, _ = FAMILIES[flags.family]
     self.model: Any = reference_class(model).from_pretrained(flags.folder).eval()
     self.model.requires_grad_(False)
@@ -126,7 +126,9 @@ class Transformers:
     self.inputs = self.extract()
 
   def extract(self) -> dict[str, Any]:
-    found = self.extractor(self.rows, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+    # LASR's gives no mask unasked, and its encoder would then hear padding.
+    asked = {"return_attention_mask": True} if self.family == "lasr_ctc" else {}
+    found = self.extractor(self.rows, sampling_rate=SAMPLE_RATE, return_tensors="pt", **asked)
     return dict(found)
 
   def frontend(self) -> None:
