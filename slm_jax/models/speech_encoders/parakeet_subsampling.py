@@ -1,51 +1,75 @@
 """Fast Conformer's subsampling (arXiv:2305.05084 §3.1): depthwise-separable strided convolutions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from slm_jax.models.quantization import Dense
-from slm_jax.models.subsampling import StridedConv
-
 _init = nn.initializers.lecun_normal()
+# What a layer is made of.
+Weights = tuple[jax.Array, jax.Array]
 
 
-class StridedDepthwiseConv(nn.Module):
-  """3x3 convolution, one filter per channel, stride 2x2, a zero on each border."""
+class Layer(nn.Module):
+  """Declares a kernel, and a bias along its last axis; returns both, in the type of computation."""
 
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  kernel_init: Callable
   dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, T, F, C] -> [B, ceil(T / 2), ceil(F / 2), C]; output t, f is centred on 2t, 2f."""
-    channels = x.shape[-1]
-    kernel_init = nn.initializers.variance_scaling(
-      2.0, "fan_in", "normal", in_axis=(0, 1), out_axis=(), batch_axis=2
-    )
-    axes = ("conv_height", "conv_width", "conv_out")
-    kernel_init = nn.with_logical_partitioning(kernel_init, axes)
-    kernel = jnp.asarray(self.param("kernel", kernel_init, (3, 3, channels)), self.dtype)
-    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[-1:])
-    bias = jnp.asarray(self.param("bias", bias_init, (channels,)), self.dtype)
-    height, width = (-(-size // 2) for size in x.shape[1:3])
-    odd = [(2, size % 2) for size in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *odd, (0, 0)))
-    # Even and odd frames and bins apart, so that every tap is a plain slice: with two zeros in
-    # front, output t reads the odd one of pair t, and both of pair t + 1.
-    x = x.reshape(x.shape[0], height + 1, 2, width + 1, 2, channels)
-    taps = ((1, 0), (0, 1), (1, 1))  # (even or odd, pair)
-    y = bias
-    for i, (row, down) in enumerate(taps):
-      for j, (column, right) in enumerate(taps):
-        y = y + x[:, down : down + height, row, right : right + width, column] * kernel[i, j]
-    return y
+  def __call__(self) -> Weights:
+    kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-1:])
+    kernel = self.param("kernel", kernel_init, self.shape)
+    bias = self.param("bias", bias_init, self.shape[-1:])
+    return jnp.asarray(kernel, self.dtype), jnp.asarray(bias, self.dtype)
+
+
+def neighbourhoods(x: jax.Array) -> list[jax.Array]:
+  """What a 3x3 convolution of stride 2 reads, tap by tap, row-wise; a zero on each border.
+
+  Args:
+    x: [B, T, F, C], T and F even.
+
+  Returns:
+    Nine arrays [B, T / 2, F / 2, C]; the fifth holds every second frame and bin, from the first on.
+  """
+  batch, height, width, channels = x.shape
+  # Even and odd frames and bins apart: every tap is then a plain slice, shifted by one or not.
+  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+
+  def taps(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    even, odd = (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in (0, 1))
+    border = [(0, 0)] * odd.ndim
+    border[axis] = (1, 0)
+    before = jax.lax.slice_in_dim(jnp.pad(odd, border), 0, odd.shape[axis], axis=axis)
+    return before, even, odd
+
+  return [column for row in taps(x, 1) for column in taps(row, 2)]
+
+
+def one_by_one_on_cpu(function: Callable, *arrays: jax.Array) -> jax.Array:
+  """function(*arrays), for all rows at once, or on a CPU one after another.
+
+  The largest intermediate result of one row stays in a CPU's cache, that of a batch does not.
+  """
+
+  def one_by_one(*arrays: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda row: function(*(x[None] for x in row))[0], arrays)
+
+  if jax.sharding.get_abstract_mesh().size > 1:  # rows that lie on several devices stay there
+    return function(*arrays)
+  return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=function)
 
 
 class DepthwiseSubsampling(nn.Module):
   """Halves frames and bins `halvings` times; then a projection of all bins and channels to D.
 
   The first convolution is a full one, with ReLU; each further one is depthwise, then pointwise, with
-  ReLU.
+  ReLU. All have a zero on each border, so output t is centred on 2t.
   """
 
   halvings: int
@@ -57,23 +81,44 @@ class DepthwiseSubsampling(nn.Module):
   def __call__(self, features: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """features [B, T', F], mask bool [B, T'] -> [B, T, D], mask bool [B, T].
 
-    T = ceil(T' / 2^halvings).
+    T = ceil(T' / 2^halvings); F is a multiple of 2^halvings.
     """
-    x = features.astype(self.dtype)[..., None]
-    for index in range(self.halvings):
-      # Zeroed before each convolution, so that a real frame never reads what padding holds.
-      x = jnp.where(mask[..., None, None], x, 0)
-      if index == 0:
-        x = StridedConv(self.channels, self.dtype, name="conv_0")(x)
-      else:
-        x = StridedDepthwiseConv(self.dtype, name=f"depthwise_{index}")(x)
-        axes, name = ("conv_in", "conv_out"), f"pointwise_{index}"
-        x = Dense(self.channels, axes, self.dtype, _init, use_bias=True, name=name)(x)
-      x = nn.relu(x)
-      mask = mask[:, ::2]  # frame t is centred on 2t, hence real exactly when that is
-    # Published weights count channels first, bins last.
-    x = jnp.swapaxes(x, 2, 3).reshape(*x.shape[:2], -1)
-    dense = Dense(
-      self.model_dim, ("mel", "embed"), self.dtype, _init, use_bias=True, name="projection"
+    missing = -features.shape[1] % 2**self.halvings
+    features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))
+    mask = jnp.pad(mask, ((0, 0), (0, missing)))
+    channels, window = self.channels, ("conv_height", "conv_width")
+    first = self._layer("conv_0", (3, 3, 1, channels), (*window, "conv_in", "conv_out"), _init)
+    further = []
+    depthwise_init = nn.initializers.variance_scaling(
+      2.0, "fan_in", "normal", in_axis=(0, 1), out_axis=(), batch_axis=2
     )
-    return dense(x), mask
+    for index in range(1, self.halvings):
+      axes = (*window, "conv_out")
+      depthwise = self._layer(f"depthwise_{index}", (3, 3, channels), axes, depthwise_init)
+      axes = ("conv_in", "conv_out")
+      pointwise = self._layer(f"pointwise_{index}", (channels, channels), axes, _init)
+      further.append((depthwise, pointwise))
+
+    def convolutions(features: jax.Array, mask: jax.Array) -> jax.Array:
+      x = jnp.where(mask[..., None], features, 0)[..., None]
+      x = jnp.concatenate(neighbourhoods(x), axis=-1)
+      x = nn.relu(x @ first[0].reshape(9, channels) + first[1])
+      for depthwise, (kernel, bias) in further:
+        mask = mask[:, ::2]
+        # Zeroed before each convolution, so that a real frame never reads what padding holds.
+        taps = neighbourhoods(jnp.where(mask[..., None, None], x, 0))
+        window = depthwise[0].reshape(9, channels)
+        y = sum((tap * window[i] for i, tap in enumerate(taps)), depthwise[1])
+        x = nn.relu(y @ kernel + bias)
+      # Published weights count channels first, bins last.
+      return jnp.swapaxes(x, 2, 3).reshape(*x.shape[:2], -1)
+
+    x = one_by_one_on_cpu(convolutions, features.astype(self.dtype), mask)
+    kernel, bias = self._layer("projection", (x.shape[-1], self.model_dim), ("mel", "embed"), _init)
+    # Frame t is centred on feature 2^halvings * t, hence real exactly when that is.
+    return x @ kernel + bias, mask[:, :: 2**self.halvings]
+
+  def _layer(
+    self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], kernel_init: Callable
+  ) -> Weights:
+    return Layer(shape, axes, kernel_init, self.dtype, name=name)()
