@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from slm_jax.models.length_reduction import LengthReduction, LengthReductionConfig
+from slm_jax.models.partitioning import keep_rows_apart
 
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -169,8 +170,9 @@ class Adapter(nn.Module):
     x, mask = reduction(frames, mask, ctc_logits, blank_id=blank_id, train=train)
     axes = ("frames_in", "embed")
     x = _dense(self.output_dim, axes, cfg.dtype, "projection", projection_init)(x)
+    x = keep_rows_apart(x)
     for index in range(cfg.num_layers):
-      x = AdapterLayer(cfg, name=f"layer_{index}")(x, mask, train=train)
+      x = keep_rows_apart(AdapterLayer(cfg, name=f"layer_{index}")(x, mask, train=train))
     return _norm(cfg.dtype, "output_norm")(x) * mask[..., None], mask
 
 

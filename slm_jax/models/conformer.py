@@ -19,6 +19,7 @@ from slm_jax.models.attention_window import (
   AttentionWindow,
   attention_window,
 )
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.quantization import WEIGHT_KINDS, Dense
 from slm_jax.models.relative_attention import RelativeAttention, relative_positions
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
@@ -201,7 +202,7 @@ class ConformerBlock(nn.Module):
     x = x + dropout(attention(norm(cfg, "attention_norm")(x), mask, positions, self.window))
     x = x + dropout(ConvModule(cfg, name="conv")(x, mask))
     x = x + 0.5 * dropout(FeedForward(cfg, name="ffn_out")(x))
-    x = norm(cfg, "norm")(x)
+    x = keep_rows_apart(norm(cfg, "norm")(x))
     return x, x if cfg.intermediate_vocab_size else None
 
 
@@ -241,6 +242,7 @@ class ConformerStack(nn.Module):
       length=cfg.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
+    x = keep_rows_apart(x)
     x, outputs = layers(cfg, window, train, name="layers")(x, mask, positions)
     middle = None if outputs is None else outputs[cfg.num_layers // 2 - 1]
     return jnp.where(mask[..., None], x, 0), middle

@@ -69,6 +69,25 @@ def generate(
   return _generate(t5.config, unseeded, rows, params, memory, mask, prefix, limits, config.seed)
 
 
+def lower_generate(
+  t5_config: T5Config,
+  params: dict,
+  memory: jax.ShapeDtypeStruct,
+  mask: jax.ShapeDtypeStruct,
+  config: GenerationConfig,
+):
+  """`generate` traced for shapes that carry shardings, without a prefix; `.compile()` does the rest."""
+  batch = memory.shape[0]
+  rows = _row_sharding(mask)  # pyright: ignore[reportArgumentType]
+  spread = {} if rows is None else {"sharding": rows}
+  prefix = jax.ShapeDtypeStruct((batch, 0), jnp.int32)
+  limits = jax.ShapeDtypeStruct((batch,), jnp.int32, **spread)
+  unseeded = dataclasses.replace(config, seed=0)
+  return _generate.lower(
+    t5_config, unseeded, rows, params, memory, mask, prefix, limits, config.seed
+  )
+
+
 def _row_sharding(mask: jax.Array) -> NamedSharding | None:
   """How rows are spread over a mesh, or None if they are not; unknown while a caller is traced."""
   sharding = getattr(mask, "sharding", None)

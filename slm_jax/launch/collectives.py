@@ -1,0 +1,95 @@
+"""What a compiled program sends between devices, read from its text.
+
+The compiler prints a loop's body once; a collective inside counts as often as the loop runs.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"(\w+?)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|to_apply|calls|branch_computations)=(?:%?([\w.\-]+)|\{(.+?)\})")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_BITS = re.compile(r"\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+  """Of one run of a program, on one device: how many of each kind, and the bytes of their results."""
+
+  count: dict[str, int]
+  size: dict[str, int]
+
+  @property
+  def total_bytes(self) -> int:
+    return sum(self.size.values())
+
+
+def _array_bytes(text: str) -> int:
+  """Bytes of the largest array that a shape names; an asynchronous start names its operand too."""
+  sizes = []
+  for kind, dims in _ARRAY.findall(text):
+    bits = 8 if kind == "pred" else int((_BITS.search(kind) or ["0"])[0])
+    sizes.append(math.prod(int(n) for n in dims.split(",") if n) * bits // 8)
+  return max(sizes, default=0)
+
+
+def _parse(text: str) -> tuple[dict[str, list[str]], str]:
+  """Lines of every computation by name, and the name of the entry."""
+  computations, name, entry = {}, "", ""
+  for line in text.splitlines():
+    if found := _COMPUTATION.match(line.strip()):
+      name = found[1]
+      computations[name] = []
+      if line.startswith("ENTRY"):
+        entry = name
+    elif name:
+      computations[name].append(line)
+  return computations, entry
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+  """How often a loop runs: the compiler's own word, or the bound that its condition compares with."""
+  if found := _TRIPS.search(line):
+    return int(found[1])
+  if not (found := _CONDITION.search(line)):
+    return 1
+  bounds = [int(n) for one in computations.get(found[1], ()) for n in _CONSTANT.findall(one)]
+  return max(bounds, default=1)
+
+
+def collectives(text: str) -> Collectives:
+  """Counts them in the text of a compiled program.
+
+  A loop of unknown length counts once.
+  """
+  computations, entry = _parse(text)
+  known: dict[str, tuple[collections.Counter, collections.Counter]] = {}
+
+  def of(name: str) -> tuple[collections.Counter, collections.Counter]:
+    if name in known:
+      return known[name]
+    count, size = collections.Counter(), collections.Counter()
+    known[name] = count, size
+    for line in computations.get(name, ()):
+      if found := _COLLECTIVE.search(line):
+        count[found[2]] += 1
+        size[found[2]] += _array_bytes(found[1])
+        continue
+      trips = _trips(line, computations)
+      for one, several in _CALLED.findall(line):
+        for inner in (one or several).replace("%", "").split(","):
+          inner_count, inner_size = of(inner.strip())
+          for kind in inner_count:
+            count[kind] += trips * inner_count[kind]
+            size[kind] += trips * inner_size[kind]
+    return count, size
+
+  count, size = of(entry)
+  return Collectives(dict(count), dict(size))
