@@ -14,6 +14,7 @@ MODES = {
   "infer": "answer instructions about audio files",
   "import": "write public T5-family weights as a folder that runs load",
   "tasks": "list SeqIO tasks, or fill their caches",
+  "preflight": "compile a run for TPU slices that are not there: memory, cost, does it fit",
   "pretrain": "train one of the two frozen models of the miniature",
 }
 # A mode whose name is a word of Python's has its module under another.

@@ -70,7 +70,9 @@ def matrix_parameters(run: AbstractRun) -> dict[str, int]:
   the LM's source positions, "memory" (keys and values of cross-attention) too, "decoder" target
   positions, "head" too. Lookups, norms and biases are not counted.
   """
-  found = dict.fromkeys(("speech_encoder", "adapter", "encoder", "memory", "decoder", "head"), 0)
+  found: dict[str, int] = dict.fromkeys(
+    ("speech_encoder", "adapter", "encoder", "memory", "decoder", "head"), 0
+  )
   for path, leaf in parameters.flatten(run.params).items():
     if not path.endswith("kernel"):
       continue

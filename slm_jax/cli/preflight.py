@@ -1,0 +1,98 @@
+"""`slm_jax preflight`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from slm_jax.cli.main import parse, parser_for
+from slm_jax.errors import UserError
+
+EXAMPLE = "slm_jax preflight --gin_file=experiments/slm_2310_00230.gin --topology=v5e:4x4 --topology=v5p:2x2x4"
+# Macros of an experiment that say where data and results are: nothing here depends on them.
+_OPEN_ENDS = ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE")
+_GIB = 2**30
+
+
+def run(argv: list[str]) -> int:
+  """Compiles a run for TPU slices that are not there; returns 0 if it fits one of them, else 2."""
+  parser = parser_for("preflight", EXAMPLE)
+  parser.add_argument(
+    "--topology",
+    action="append",
+    default=[],
+    help="chip and shape of a slice, v5e:4x4; repeatable; `local` for the devices at hand",
+  )
+  parser.add_argument("--search", help="a chip, v5e: smallest slice that fits, largest batch on it")
+  parser.add_argument("--programs", default="train,encode,decode", help="which to compile")
+  parser.add_argument("--num_beams", type=int, default=4, help="of decoding")
+  parser.add_argument("--output", help="the reports as JSON")
+  flags, bindings = parse(parser, argv)
+  if bool(flags.topology) == bool(flags.search):
+    raise UserError("give either --topology=v5e:4x4 (repeatable) or --search=v5e")
+  if "local" not in flags.topology:
+    # The compiler for TPUs needs none, and an accelerator that is here is left alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+  reports = _reports(flags, bindings)
+  for report in reports:
+    print(report.summary())
+    _print_details(report)
+  if flags.output:
+    text = json.dumps([report.as_dict() for report in reports], indent=1)
+    Path(flags.output).write_text(text + "\n")
+    _note(f"reports: {flags.output}")
+  return 0 if any(report.fits for report in reports) else 2
+
+
+def load_train_config(flags: argparse.Namespace, bindings: list[str]):
+  """The run of the flags; where its data and results are may be left open."""
+  from slm_jax import config
+
+  open_ends = [f"{name}='{name.lower()}'" for name in _OPEN_ENDS]
+  config.load(flags.gin_file, [*open_ends, *bindings], flags.gin_search_paths.split(","))
+  return config.build("train")
+
+
+def _reports(flags: argparse.Namespace, bindings: list[str]) -> list:
+  from slm_jax.launch.chips import chip_of
+  from slm_jax.launch.preflight import PROGRAMS, preflight, search
+
+  programs = tuple(flags.programs.split(","))
+  if unknown := sorted(set(programs) - set(PROGRAMS)):
+    raise UserError(f"--programs={flags.programs}: {unknown[0]!r} is none of {', '.join(PROGRAMS)}")
+  config = load_train_config(flags, bindings)
+  if flags.search:
+    return search(config, chip_of(flags.search), note=_note)
+  return [
+    preflight(config, topology, programs=programs, num_beams=flags.num_beams, note=_note)
+    for topology in flags.topology
+  ]
+
+
+def _print_details(report) -> None:
+  mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+  print(f"  {report.chips} chips, mesh {mesh}; a chip holds")
+  for kind, size in report.by_kind.items():
+    print(f"    {kind:<12} {size / _GIB:8.3f} GiB")
+  for program in report.programs:
+    if program.error:
+      print(f"  {program.name}: {program.error}")
+      continue
+    sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in program.collectives.items())
+    print(
+      f"  {program.name}: arguments {program.arguments / _GIB:.2f}, results {program.results / _GIB:.2f}, "
+      f"temporaries {program.temporaries / _GIB:.2f}, code {program.code / _GIB:.2f} GiB; receives "
+      f"{sent or 'nothing'}"
+    )
+  if (roofline := report.roofline) is not None:
+    bounds = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in roofline.seconds.items())
+    print(
+      f"  a train step: {roofline.model_flops / 1e12:.1f} TFLOP ({roofline.hardware_flops / 1e12:.1f} with "
+      f"what is computed again); at least {bounds}; MFU at most {100 * roofline.best_mfu:.0f} %"
+    )
+    print(f"  {report.total_steps} steps: {report.chip_hours:.1f} chip-hours at that bound")
+
+
+def _note(line: str) -> None:
+  print(f"[slm_jax] {line}", file=sys.stderr, flush=True)
