@@ -21,6 +21,7 @@ from slm_jax.models.speech_encoders.batch_norm_conformer import (
   block_stack,
   layer_norm,
 )
+from slm_jax.models.speech_encoders.row_by_row import Layer, Weights, one_by_one_on_cpu
 from slm_jax.models.speech_encoders.w2v_bert_attention import rotate
 
 _init = nn.initializers.lecun_normal()
@@ -93,34 +94,20 @@ class LasrConfig(SpeechEncoderConfig):
     return self.subsampled(self.log_mel.num_frames(num_samples))
 
 
-class StridedConv(nn.Module):
-  """Convolution over time within the ends, ReLU; one product with all taps side by side."""
+def strided_conv(x: jax.Array, weights: Weights, stride: int) -> jax.Array:
+  """Convolution over time within the ends, ReLU; one product with all taps side by side.
 
-  features: int
-  kernel_size: int
-  stride: int
-  axes: tuple[str, str, str]
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, T, C] -> [B, (T - kernel_size) // stride + 1, features]."""
-    batch, num_frames, width = x.shape
-    shape = (self.kernel_size, width, self.features)
-    kernel = self.param("kernel", nn.with_logical_partitioning(_init, self.axes), shape)
-    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-1:])
-    bias = jnp.asarray(self.param("bias", bias_init, (self.features,)), self.dtype)
-    steps = (num_frames - self.kernel_size) // self.stride + 1
-    # Frames of one step lie side by side, so that every tap is a plain slice.
-    reach = steps - 1 + -(-self.kernel_size // self.stride)
-    x = jnp.pad(x, ((0, 0), (0, max(0, reach * self.stride - num_frames)), (0, 0)))
-    grid = x[:, : reach * self.stride].reshape(batch, reach, self.stride, width)
-    taps = [
-      grid[:, tap // self.stride : tap // self.stride + steps, tap % self.stride]
-      for tap in range(self.kernel_size)
-    ]
-    kernel = jnp.asarray(kernel, self.dtype).reshape(-1, self.features)
-    return nn.relu(jnp.concatenate(taps, axis=-1) @ kernel + bias)
+  x [B, T, C], kernel [K, C, features] and bias -> [B, (T - K) // stride + 1, features].
+  """
+  kernel, bias = weights
+  (batch, num_frames, width), size = x.shape, len(kernel)
+  steps = (num_frames - size) // stride + 1
+  # Frames of one step lie side by side, so that every tap is a plain slice.
+  reach = steps - 1 + -(-size // stride)
+  x = jnp.pad(x, ((0, 0), (0, max(0, reach * stride - num_frames)), (0, 0)))
+  grid = x[:, : reach * stride].reshape(batch, reach, stride, width)
+  taps = [grid[:, tap // stride : tap // stride + steps, tap % stride] for tap in range(size)]
+  return nn.relu(jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1]) + bias)
 
 
 class Subsampling(nn.Module):
@@ -132,18 +119,23 @@ class Subsampling(nn.Module):
   def __call__(self, features: jax.Array) -> jax.Array:
     """features [B, T', F] -> [B, config.subsampled(T'), D], T' enough for a frame."""
     cfg = self.config
-    dense = functools.partial(Dense, cfg.model_dim, dtype=cfg.dtype, kernel_init=_init)
-    x = nn.relu(dense(axes=("mel", "embed"), use_bias=True, name="dense_0")(features))
-    for index, channels in enumerate((cfg.model_dim, cfg.subsampling_channels)):
-      x = StridedConv(
-        channels,
-        cfg.subsampling_kernel_size,
-        cfg.subsampling_stride,
-        ("conv_kernel", "embed", "mlp") if index == 0 else ("conv_kernel", "embed", "conv_out"),
-        cfg.dtype,
-        name=f"conv_{index}",
-      )(x)
-    return dense(axes=("conv_out", "embed"), use_bias=True, name="dense_1")(x)
+    width, channels = cfg.model_dim, cfg.subsampling_channels
+    taps, stride = cfg.subsampling_kernel_size, cfg.subsampling_stride
+
+    def layer(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Weights:
+      return Layer(shape, axes, _init, cfg.dtype, name=name)()
+
+    before = layer("dense_0", (features.shape[-1], width), ("mel", "embed"))
+    first = layer("conv_0", (taps, width, width), ("conv_kernel", "embed", "mlp"))
+    second = layer("conv_1", (taps, width, channels), ("conv_kernel", "embed", "conv_out"))
+    after = layer("dense_1", (channels, width), ("conv_out", "embed"))
+
+    def subsample(x: jax.Array) -> jax.Array:
+      x = nn.relu(x @ before[0] + before[1])
+      x = strided_conv(strided_conv(x, first, stride), second, stride)
+      return x @ after[0] + after[1]
+
+    return one_by_one_on_cpu(subsample, features.astype(cfg.dtype))
 
 
 class SelfAttention(nn.Module):
