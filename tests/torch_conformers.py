@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.audio_utils import mel_filter_bank
 
 from slm_jax.audio.files import read_audio
 
@@ -30,6 +31,24 @@ def extracted(extractor: Any, waveforms: list[np.ndarray]) -> dict[str, torch.Te
   waves = [wave / np.float32(32768) for wave in waveforms]
   found = extractor(waves, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
   return dict(found)
+
+
+def granite_features(waveform: np.ndarray, num_mel_bins: int) -> np.ndarray:
+  """What GraniteSpeechFeatureExtractor makes of one int16 waveform: fp32 [T, 2 * num_mel_bins].
+
+  Its torchaudio.transforms.MelSpectrogram, with that class's defaults, is torch's transform.
+  """
+  audio = torch.from_numpy(waveform / np.float32(32768))
+  spectrum = torch.stft(
+    audio, 512, 160, 400, torch.hann_window(400), center=True, pad_mode="reflect",
+    return_complex=True,
+  )  # fmt: skip
+  filters = mel_filter_bank(257, num_mel_bins, 0.0, 8000.0, 16_000, norm=None, mel_scale="htk")
+  mel = spectrum.abs().square().T @ torch.from_numpy(filters).float()
+  logs = mel.clamp(min=1e-10).log10()
+  logs = torch.maximum(logs, logs.max() - 8.0) / 4 + 1
+  logs = logs[: len(logs) // 2 * 2]
+  return logs.reshape(-1, 2 * num_mel_bins).numpy()
 
 
 def rows(audio: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -33,11 +33,13 @@ class Source:
     form: what kind of torch parameter it is.
     part: (index, count): one of `count` equal pieces of the tensor's axis 0, its outputs, where torch
       keeps several kernels in one.
+    first_layer: of a stack: the layer that its index 0 stands for.
   """
 
   name: str
   form: Form = "same"
   part: tuple[int, int] = (0, 1)
+  first_layer: int = 0
 
   @property
   def stacked(self) -> bool:
@@ -85,7 +87,8 @@ def stored_parameters(
 def _names(source: Source, shape: tuple[int, ...]) -> list[str]:
   if not source.stacked:
     return [source.name]
-  return [source.name.replace("{layer}", str(layer)) for layer in range(shape[0])]
+  layers = range(source.first_layer, source.first_layer + shape[0])
+  return [source.name.replace("{layer}", str(layer)) for layer in layers]
 
 
 def _parameter(

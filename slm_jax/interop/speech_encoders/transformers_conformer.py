@@ -1,4 +1,4 @@
-"""Names of the tensors of a Conformer block, as transformers' Parakeet and LASR both keep them."""
+"""Names of the tensors of a Conformer block in transformers, where Parakeet and LASR keep the same."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,8 @@ _NORMS = {
   "ffn_out_norm": "norm_feed_forward2",
   "norm": "norm_out",
 }
-_BATCH_NORM = {
+# A batch norm's parameters, of both kinds.
+BATCH_NORM = {
   "scale": "weight",
   "offset": "bias",
   "mean": "running_mean",
@@ -24,10 +25,12 @@ _BATCH_NORM = {
 }
 
 
-def layer(path: str, name: str, form: Form, *, bias: bool = True) -> dict[str, Source]:
-  """A layer's kernel and, where it has one, bias."""
-  kernel = {f"{path}/kernel": Source(name=f"{name}.weight", form=form)}
-  return kernel | ({f"{path}/bias": Source(name=f"{name}.bias")} if bias else {})
+def layer(
+  path: str, name: str, form: Form, *, bias: bool = True, part: tuple[int, int] = (0, 1)
+) -> dict[str, Source]:
+  """A layer's kernel and, where it has one, bias; `part` is of `Source`."""
+  kernel = {f"{path}/kernel": Source(name=f"{name}.weight", form=form, part=part)}
+  return kernel | ({f"{path}/bias": Source(name=f"{name}.bias", part=part)} if bias else {})
 
 
 def norm(path: str, name: str, *, bias: bool = True) -> dict[str, Source]:
@@ -55,16 +58,12 @@ def block_sources(
     sources |= layer(path, f"{at}self_attn.{name}", "linear", bias=linear_bias)
   conv = f"{at}conv."
   for index, path in enumerate(("value", "gate")):
-    name = f"{conv}pointwise_conv1"
-    part = (index, 2)
-    sources[f"layers/conv/{path}/kernel"] = Source(
-      name=f"{name}.weight", form="pointwise", part=part
+    sources |= layer(
+      f"layers/conv/{path}", f"{conv}pointwise_conv1", "pointwise", bias=conv_bias, part=(index, 2)
     )
-    if conv_bias:
-      sources[f"layers/conv/{path}/bias"] = Source(name=f"{name}.bias", part=part)
   depthwise = "layers/conv/depthwise"
   sources |= layer(depthwise, f"{conv}depthwise_conv", "depthwise", bias=conv_bias)
-  for path, name in _BATCH_NORM.items():
+  for path, name in BATCH_NORM.items():
     sources[f"{depthwise}/{path}"] = Source(name=f"{conv}norm.{name}")
   return sources | layer("layers/conv/out", f"{conv}pointwise_conv2", "pointwise", bias=conv_bias)
 

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
+from slm_jax.models.speech_encoders.granite_speech import GraniteSpeechConfig, GraniteSpeechEncoder
 from slm_jax.models.speech_encoders.lasr import LasrConfig, LasrEncoder
 from slm_jax.models.speech_encoders.parakeet import ParakeetConfig, ParakeetEncoder
 from slm_jax.models.speech_encoders.usm import USMEncoder
@@ -24,6 +25,7 @@ class Family:
 
 FAMILIES = {
   "conformer_ctc": Family(ConformerConfig, USMEncoder),
+  "granite_speech": Family(GraniteSpeechConfig, GraniteSpeechEncoder),
   "lasr": Family(LasrConfig, LasrEncoder),
   "parakeet": Family(ParakeetConfig, ParakeetEncoder),
   "w2v_bert": Family(W2vBertConfig, W2vBertEncoder),
