@@ -70,7 +70,7 @@ def _forward(x, values, scale):
 def _backward(residuals, gradient):
   values, scale = residuals
   scaled = (gradient.astype(jnp.float32) * scale).astype(gradient.dtype)
-  return jnp.einsum("...o,io->...i", scaled, values.astype(gradient.dtype)), None, None
+  return jnp.einsum("...o,io->...i", scaled, _as_floats(values, gradient.dtype)), None, None
 
 
 _int8_product.defvjp(_forward, _backward)
@@ -83,10 +83,16 @@ def multiply(x: jax.Array, kernel: Kernel) -> jax.Array:
   return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype))
 
 
+def _as_floats(values: jax.Array, dtype: Any) -> jax.Array:
+  """Integers cast where they are used: a compiler that may move the cast out of a loop over layers would have the
+  floats of all layers in memory."""
+  return jax.lax.optimization_barrier(values).astype(dtype)
+
+
 def multiply_to_float32(x: jax.Array, kernel: Kernel) -> jax.Array:
   """As `multiply`, summed in fp32 and left in it, whatever the type of computation."""
   values, scale = kernel if isinstance(kernel, QuantizedKernel) else (kernel, None)
-  values = values.astype(x.dtype)
+  values = values.astype(x.dtype) if scale is None else _as_floats(values, x.dtype)
   y = jnp.einsum("...i,io->...o", x, values, preferred_element_type=jnp.float32)
   return y if scale is None else y * scale
 

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up, gradient clipping, and one learning-rate schedule."""
+"""AdamW or Adafactor with a warm-up, gradient clipping, and one learning-rate schedule."""
 
 import dataclasses
 
@@ -6,17 +6,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+ALGORITHMS = ("adamw", "adafactor")
 DECAYS = ("cosine", "rsqrt", "constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """AdamW (Loshchilov & Hutter, arXiv:1711.05101) and its schedule.
+  """The optimiser and its schedule.
+
+  `algorithm` is "adamw" (Loshchilov & Hutter, arXiv:1711.05101) or "adafactor" (Shazeer & Stern,
+  arXiv:1804.04235): second moments factored into rows and columns, updates clipped to an RMS of 1, no
+  first moment. Its state is a thousandth of AdamW's; `b1` and `b2` do nothing there.
 
   After `warmup_steps` of linear warm-up to `learning_rate` the rate follows `decay`: "cosine" to 0 at the run's last
   step, "rsqrt" (as in T5), or "constant".
   """
 
+  algorithm: str = "adamw"
   learning_rate: float = 1e-3
   warmup_steps: int = 1000
   decay: str = "cosine"
@@ -29,6 +35,8 @@ class OptimizerConfig:
   scale_by_parameter_rms: bool = False
 
   def __post_init__(self):
+    if self.algorithm not in ALGORITHMS:
+      raise ValueError(f"algorithm={self.algorithm!r}: expected one of {ALGORITHMS}")
     if self.decay not in DECAYS:
       raise ValueError(f"decay={self.decay!r}: expected one of {DECAYS}")
     if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
@@ -57,10 +65,14 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW. Vectors (norm scales, biases) are not decayed."""
+  """Clip by global norm, then the algorithm. Vectors (norm scales, biases) are not decayed."""
+  if config.algorithm == "adamw":
+    scaling = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+  else:
+    scaling = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
   transformations = [
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(b1=config.b1, b2=config.b2),
+    scaling,
     optax.add_decayed_weights(
       config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),

@@ -1,5 +1,6 @@
 """The schedule and AdamW's variants."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,8 +50,28 @@ def test_decay_spares_vectors():
 
 
 @pytest.mark.parametrize(
-  "bad", [{"decay": "linear"}, {"learning_rate": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": -1}]
+  "bad",
+  [
+    {"algorithm": "sgd"},
+    {"decay": "linear"},
+    {"learning_rate": 0.0},
+    {"clip_norm": -1.0},
+    {"warmup_steps": -1},
+  ],
 )
 def test_bad_settings_are_refused(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     OptimizerConfig(**bad)
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+  config = OptimizerConfig(**CONSTANT, algorithm="adafactor")
+  params = {"w": jnp.ones((256, 512)), "b": jnp.ones(16)}
+  optimizer = make_optimizer(config, 100)
+  state = optimizer.init(params)
+  assert sum(x.size for x in jax.tree.leaves(state)) < 256 + 512 + 16 + 100
+  gradient = {"w": jnp.full((256, 512), 1e-3), "b": jnp.full(16, -1e-3)}
+  updates, _ = optimizer.update(gradient, state, params)
+  # An equal gradient everywhere: its second moment is its square, the update the learning rate.
+  np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-3)
+  np.testing.assert_allclose(updates["b"], 0.1, rtol=1e-3)
