@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.quantization import Dense
 
 init = nn.initializers.lecun_normal()
@@ -164,7 +165,7 @@ class Block(nn.Module):
     y = ConvModule(shape, name="conv")(self._norm("conv_norm", x), mask)
     x = added(shape.conv_weights, y)
     x = added(shape.ffn_weights, FeedForward(shape, name="ffn_out")(self._norm("ffn_out_norm", x)))
-    return self._norm("norm", x), None
+    return keep_rows_apart(self._norm("norm", x)), None
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     return layer_norm(self.shape, name)(x)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from slm_jax.audio.kaldi_fbank import kaldi_fbank, normalise_bins, stack_pairs
 from slm_jax.models.conformer import DepthwiseConv
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.quantization import Dense
 from slm_jax.models.speech_encoder import SpeechEncoderOutput
 from slm_jax.models.speech_encoders.w2v_bert_adapter import ConvAdapter
@@ -68,7 +69,7 @@ class Block(nn.Module):
     x = x + attention(layer_norm(cfg, "attention_norm")(x), mask)
     x = x + ConvModule(cfg, name="conv")(x, mask)
     x = x + 0.5 * half_step(name="ffn_out")(layer_norm(cfg, "ffn_out_norm")(x))
-    return layer_norm(cfg, "norm")(x), None
+    return keep_rows_apart(layer_norm(cfg, "norm")(x)), None
 
 
 class W2vBertEncoder(nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from slm_jax.audio.whisper_log_mel import WhisperLogMelConfig, whisper_log_mel
 from slm_jax.models.head_attention import over_heads, softmax_over_keys
+from slm_jax.models.partitioning import keep_rows_apart
 from slm_jax.models.quantization import Dense
 from slm_jax.models.speech_encoder import SpeechEncoderConfig, SpeechEncoderOutput
 
@@ -144,7 +145,7 @@ class Block(nn.Module):
     y = layer_norm(cfg, "ffn_norm")(x)
     wi = Dense(cfg.ffn_dim, ("embed", "mlp"), cfg.dtype, _init, use_bias=True, name="wi")
     wo = Dense(cfg.model_dim, ("mlp", "embed"), cfg.dtype, _init, use_bias=True, name="wo")
-    return x + wo(nn.gelu(wi(y), approximate=False)), None
+    return keep_rows_apart(x + wo(nn.gelu(wi(y), approximate=False))), None
 
 
 class WhisperEncoder(nn.Module):
