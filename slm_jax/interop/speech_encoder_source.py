@@ -11,6 +11,7 @@ from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder, speech_encoder_folder
 from slm_jax.interop.ctc_tokenizer import CtcTokenizer, open_ctc_tokenizer, tokenizer_files
 from slm_jax.interop.placement import place_all
+from slm_jax.interop.speech_encoders.gemma_audio import open_gemma3n_audio, open_gemma4_audio
 from slm_jax.interop.speech_encoders.granite_speech import open_granite_speech
 from slm_jax.interop.speech_encoders.lasr import open_lasr
 from slm_jax.interop.speech_encoders.parakeet import open_parakeet
@@ -26,6 +27,10 @@ Opener = Callable[
 ]
 # `model_type` of a Hugging Face config.json -> how to open such a folder.
 OPENERS: dict[str, Opener] = {
+  "gemma3n": open_gemma3n_audio,
+  "gemma3n_audio": open_gemma3n_audio,
+  "gemma4": open_gemma4_audio,
+  "gemma4_audio": open_gemma4_audio,
   "granite_speech": open_granite_speech,
   "granite_speech_encoder": open_granite_speech,
   "lasr_ctc": open_lasr,

@@ -155,7 +155,9 @@ class StoredParameter:
     if result.size == 0:
       return whole
     if self.layers == "apart":
-      jobs = list(zip(self.tensors[ranges[0]], whole, strict=True))
+      # With an ellipsis even a stack of scalars gives views.
+      targets = [whole[layer, ...] for layer in range(len(whole))]
+      jobs = list(zip(self.tensors[ranges[0]], targets, strict=True))
       inner = ranges[1:]
     else:
       jobs, inner = [(self.tensors[0], whole)], ranges

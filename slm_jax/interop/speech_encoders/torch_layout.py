@@ -75,7 +75,8 @@ def stored_parameters(
     shape = tuple(shapes[path].shape)
     one = shape[1:] if source.stacked else shape
     stored = _TORCH_SHAPE[source.form](one)
-    stored = (stored[0] * source.part[1], *stored[1:])
+    if stored:  # a stack of scalars has none
+      stored = (stored[0] * source.part[1], *stored[1:])
     expected |= dict.fromkeys(_names(source, shape), stored)
   folder.check(expected, ignored=ignored)
   return {

@@ -6,6 +6,11 @@ from flax import linen as nn
 
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
+from slm_jax.models.speech_encoders.gemma_audio import GemmaAudioEncoder
+from slm_jax.models.speech_encoders.gemma_audio_config import (
+  Gemma3nAudioConfig,
+  Gemma4AudioConfig,
+)
 from slm_jax.models.speech_encoders.granite_speech import GraniteSpeechConfig, GraniteSpeechEncoder
 from slm_jax.models.speech_encoders.lasr import LasrConfig, LasrEncoder
 from slm_jax.models.speech_encoders.parakeet import ParakeetConfig, ParakeetEncoder
@@ -25,6 +30,8 @@ class Family:
 
 FAMILIES = {
   "conformer_ctc": Family(ConformerConfig, USMEncoder),
+  "gemma3n_audio": Family(Gemma3nAudioConfig, GemmaAudioEncoder),
+  "gemma4_audio": Family(Gemma4AudioConfig, GemmaAudioEncoder),
   "granite_speech": Family(GraniteSpeechConfig, GraniteSpeechEncoder),
   "lasr": Family(LasrConfig, LasrEncoder),
   "parakeet": Family(ParakeetConfig, ParakeetEncoder),
