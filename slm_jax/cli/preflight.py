@@ -28,6 +28,7 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--programs", default="train,encode,decode", help="which to compile")
   parser.add_argument("--num_beams", type=int, default=4, help="of decoding")
   parser.add_argument("--output", help="the reports as JSON")
+  parser.add_argument("--model_info", help="every parameter's shape, type and sharding, as text")
   flags, bindings = parse(parser, argv)
   if bool(flags.topology) == bool(flags.search):
     raise UserError("give either --topology=v5e:4x4 (repeatable) or --search=v5e")
@@ -38,6 +39,9 @@ def run(argv: list[str]) -> int:
   for report in reports:
     print(report.summary())
     _print_details(report)
+  if flags.model_info:
+    Path(flags.model_info).write_text("\n".join(f"{r.topology}\n{r.info}" for r in reports))
+    _note(f"parameters: {flags.model_info}")
   if flags.output:
     text = json.dumps([report.as_dict() for report in reports], indent=1)
     Path(flags.output).write_text(text + "\n")

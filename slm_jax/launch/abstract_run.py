@@ -15,6 +15,7 @@ from slm_jax.training import parameters
 from slm_jax.training.config import TrainConfig
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.recipes import AdapterRecipe, Built
+from slm_jax.training.setup import model_info
 from slm_jax.training.sharding import BATCH_SPEC, check_batch_size
 from slm_jax.training.step import TrainState, init_state
 
@@ -42,6 +43,11 @@ class AbstractRun:
   def params(self) -> dict:
     """Trained and frozen together."""
     return parameters.merge(self.state.params, self.frozen)
+
+  @property
+  def info(self) -> str:
+    """The text that a run on this mesh writes to model-info.txt."""
+    return model_info(self.params, set(parameters.flatten(self.state.params)))
 
 
 def abstract_batch(lengths: dict[str, int], batch_size: int, mesh: Mesh) -> Batch:

@@ -62,6 +62,7 @@ class Report:
     batch_size: rows of a batch, over all chips.
     capacity: bytes of a chip; None where it is not known.
     by_kind: bytes on a chip of what is there all the time, and of a batch.
+    info: every parameter's shape, type and sharding: what model-info.txt will say.
     programs: in the order of `PROGRAMS`, those that were compiled.
     roofline: of the train step; None without a table of the chip, or if it does not fit.
   """
@@ -72,6 +73,7 @@ class Report:
   batch_size: int
   capacity: int | None
   by_kind: dict[str, int]
+  info: str
   programs: tuple[Program, ...]
   roofline: Roofline | None
   total_steps: int
@@ -110,6 +112,7 @@ class Report:
   def as_dict(self) -> dict[str, Any]:
     """For JSON."""
     found = dataclasses.asdict(self)
+    del found["info"]
     found["programs"] = [{**dataclasses.asdict(p), "needed": p.needed} for p in self.programs]
     found |= {"fits": self.fits, "largest": self.largest, "chip_hours": self.chip_hours}
     if self.roofline is not None:
@@ -154,6 +157,7 @@ def preflight(
     batch_size=config.train_dataset.batch_size,
     capacity=None if chip is None else chip.memory,
     by_kind=by_kind,
+    info=run.info,
     programs=(),
     roofline=None,
     total_steps=config.total_steps,

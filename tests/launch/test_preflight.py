@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -170,12 +171,14 @@ def test_collectives_in_loops_count_as_often_as_they_run():
 
 def test_the_papers_experiment_fits_sixteen_chips(tmp_path, capsys):
   """USM-2B, mT5-XXL and 156 M parameters of adapter, 30 s of audio: the pod job compiles and fits."""
-  output = tmp_path / "report.json"
+  output, info = tmp_path / "report.json", tmp_path / "info.txt"
   status = main([
     "preflight", "--gin_file=experiments/slm_2310_00230.gin", "--topology=v5p:2x2x4",
-    "--programs=train", f"--output={output}",
+    "--programs=train", f"--output={output}", f"--model_info={info}",
   ])  # fmt: skip
   assert status == 0, capsys.readouterr()
+  # Kept beside this file: a change of any parameter's shape or place is seen, and meant.
+  assert info.read_text() == (Path(__file__).parent / "slm_2310_00230.txt").read_text()
   (report,) = json.loads(output.read_text())
   assert report["fits"] and report["chips"] == 16
   trained = report["by_kind"]["trained"] * 16 / 4
