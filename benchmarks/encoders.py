@@ -199,9 +199,11 @@ def report(flags: argparse.Namespace, times: Times) -> dict:
   ours, theirs = (np.load(folder / f"{name}-encoder.npz") for name in ("ours", "transformers"))
   mask = ours["mask"]
   frames = theirs["frames"][:, : mask.shape[1]]
-  worst = float(
-    np.abs(ours["frames"][:, : frames.shape[1]] - frames)[mask[:, : frames.shape[1]]].max()
-  )
+  checked = mask[:, : frames.shape[1]]
+  if flags.family == "gemma3n_audio":
+    # Transformers' last frame of a row hears the padding behind it, ours does not.
+    checked = checked & np.pad(checked[:, 1:], ((0, 0), (0, 1)))
+  worst = float(np.abs(ours["frames"][:, : frames.shape[1]] - frames)[checked].max())
   scale = float(np.abs(frames).max())
   if worst > TOLERANCE * scale:
     raise SystemExit(f"not the same work: frames differ by {worst}, the largest is {scale}")
