@@ -13,6 +13,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"(\w+?)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|to_apply|calls|branch_computations)=(?:%?([\w.\-]+)|\{(.+?)\})")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
@@ -67,29 +68,28 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 def collectives(text: str) -> Collectives:
   """Counts them in the text of a compiled program.
 
-  A loop of unknown length counts once.
+  A collective that the compiler spreads over several fusions, so that products hide it, stands in the
+  text of each of them; its channel tells that they are one.
   """
   computations, entry = _parse(text)
-  known: dict[str, tuple[collections.Counter, collections.Counter]] = {}
+  found: dict[str, tuple[str, int, int]] = {}  # channel -> (kind, bytes, times)
 
-  def of(name: str) -> tuple[collections.Counter, collections.Counter]:
-    if name in known:
-      return known[name]
-    count, size = collections.Counter(), collections.Counter()
-    known[name] = count, size
-    for line in computations.get(name, ()):
-      if found := _COLLECTIVE.search(line):
-        count[found[2]] += 1
-        size[found[2]] += _array_bytes(found[1])
+  def walk(name: str, times: int) -> None:
+    for number, line in enumerate(computations.get(name, ())):
+      if match := _COLLECTIVE.search(line):
+        channel = _CHANNEL.search(line)
+        key = f"channel {channel[1]}" if channel else f"{name} {number}"
+        before = found.get(key, ("", 0, 0))
+        found[key] = match[2], max(_array_bytes(match[1]), before[1]), max(times, before[2])
         continue
       trips = _trips(line, computations)
       for one, several in _CALLED.findall(line):
         for inner in (one or several).replace("%", "").split(","):
-          inner_count, inner_size = of(inner.strip())
-          for kind in inner_count:
-            count[kind] += trips * inner_count[kind]
-            size[kind] += trips * inner_size[kind]
-    return count, size
+          walk(inner.strip(), times * trips)
 
-  count, size = of(entry)
+  walk(entry, 1)
+  count, size = collections.Counter(), collections.Counter()
+  for kind, one, times in found.values():
+    count[kind] += times
+    size[kind] += times * one
   return Collectives(dict(count), dict(size))
