@@ -211,7 +211,7 @@ def _parameters(
   prefix = found[0].removesuffix(PROJECTION)
   ignored = [name for name in tensors.tensors if not name.startswith(prefix)]
   for name, tensor in tensors.tensors.items():
-    if name.endswith(BOUNDS):
+    if name.startswith(prefix) and name.endswith(BOUNDS):
       tensors.tensors[name] = _finite(tensor, dtype or tensor.dtype)
   shapes: dict[str, Any] = flatten_dict(abstract_params(config), sep="/")
   return stored_parameters(tensors, sources(config, prefix), shapes, dtype, ignored=ignored)

@@ -95,5 +95,5 @@ class LocalAttention(nn.Module):
     # A finite floor: padding alone sees nothing, and must not become NaN.
     weights = nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
     y = product("bunwc,bucnh->buwnh", weights.astype(cfg.dtype), value).astype(cfg.dtype)
-    y = y.reshape(batch, -1, width)[:, :num_frames]
+    y = y.reshape(batch, y.shape[1] * size, width)[:, :num_frames]
     return Linear(cfg, width, ("joined_kv", "embed"), name="out")(y)

@@ -116,7 +116,7 @@ class Subsampling(nn.Module):
           y = layer_norm(strided_conv(x, kernel, ahead=False), scale, cfg.conv_norm_epsilon)
         x = nn.relu(y).astype(cfg.dtype)
         mask = mask[:, ::2]  # frame t begins with 2t, hence real exactly when that is
-      return x.reshape(*x.shape[:2], -1)
+      return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
     x = one_by_one_on_cpu(convolutions, features.astype(cfg.dtype), mask)
     x = Dense(cfg.model_dim, ("mel", "embed"), cfg.dtype, init, name="projection")(x)
