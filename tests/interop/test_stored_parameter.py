@@ -142,7 +142,7 @@ def test_damage_is_found_in_what_is_read_and_nowhere_else():
   stack.read((slice(0, 4), slice(0, 2), slice(1, 3)))
   with pytest.raises(UserError, match="file: 1 holds values that are NaN"):
     stack.read((slice(0, 3), slice(2, 3), slice(0, 1)))
-  with pytest.raises(UserError, match="3 tensors hold NaN .*file: 1, file: 3, file: 1"):
+  with pytest.raises(UserError, match="2 tensors hold NaN .*file: 1, file: 3$"):
     rows = (slice(1, 2), slice(0, 4), slice(0, 3))
     map_all(lambda _, index: stack.read(index), {"a": None, "b": rows})
 
