@@ -26,7 +26,9 @@ def check(extractor, config: GemmaLogMelConfig, num_samples: int, size: int) -> 
   found = extracted(extractor, [one])
   count = int(found["input_features_mask"].sum())
   audio = jnp.asarray(np.concatenate([one, wave(size - num_samples)]))
-  features, mask = (np.asarray(x[0]) for x in gemma_log_mel(audio[None], jnp.array([num_samples]), config))
+  features, mask = (
+    np.asarray(x[0]) for x in gemma_log_mel(audio[None], jnp.array([num_samples]), config)
+  )
   assert len(mask) == config.num_frames(size)
   assert mask.sum() == mask[:count].sum() == count == config.num_frames(num_samples)
   np.testing.assert_allclose(features[:count], found["input_features"][0, :count], atol=1e-4)

@@ -122,8 +122,9 @@ def open_gemma4_audio(folder: Path, record: Mapping[str, Any], dtype: str | None
   """Config and parameters, unread, of a folder of transformers' `Gemma4AudioModel` or of a model
   around it, whose other tensors stay unread.
 
-  The frontend's settings, where the folder has none, are those of every published Gemma 4. A frame
-  sees one frame less than in Gemma 3n of the same attention_context_left, as transformers has it.
+  The frontend's settings, where the folder has none, are those of every published Gemma 4. The window
+  and the frontend are transformers'; Google's own code (google-deepmind/gemma) sees a frame more back,
+  and cuts features half a window later with its Hann window moved by half a sample.
 
   Raises:
     UserError: an option is not supported, or the weights are not those of the config.
