@@ -24,9 +24,9 @@ from slm_jax.audio.mel_filters import mel_filters
 class GemmaLogMelConfig:
   """Settings in samples and Hz; see the module. The defaults are Gemma 3n's.
 
-  `preemphasis` p subtracts p times the sample before; with `preemphasis_in_frame` a frame's first
-  sample is weighted with 1 - p instead (HTK), else the sample before the second one is the frame's
-  first, and the frame begins a sample later.
+  `preemphasis` p takes from every sample p times the one before it. With `preemphasis_in_frame`, HTK's
+  way, a frame's first sample has none before it and is weighted with 1 - p; without, the frame is one
+  sample longer and its first sample serves as the one before only.
   """
 
   num_mel_bins: int = 128

@@ -75,7 +75,7 @@ class GemmaAudioConfig(SpeechEncoderConfig):
 
   @property
   def reduction_factor(self) -> int:
-    """Every so manieth frame is kept at the end."""
+    """Of so many frames the last layer makes, the first one is kept."""
     return 1
 
   @property
@@ -88,7 +88,7 @@ class GemmaAudioConfig(SpeechEncoderConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gemma3nAudioConfig(GemmaAudioConfig):
-  """Gemma 3n's: 160 ms a frame. `reduction` keeps every so manieth of the frames of 40 ms."""
+  """Gemma 3n's: of `reduction` frames of 40 ms the first one is kept, 160 ms a frame."""
 
   model_dim: int = 1536
   left_context: int = 12
