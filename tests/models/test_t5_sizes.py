@@ -58,7 +58,11 @@ def count(cfg: T5Config) -> dict[str, int]:
 
 
 def test_every_file_is_in_the_table():
-  files = {path.stem for path in FOLDER.glob("*.gin")} - {"frozen", "from_scratch", "from_scratch_chunked"}
+  files = {path.stem for path in FOLDER.glob("*.gin")} - {
+    "frozen",
+    "from_scratch",
+    "from_scratch_chunked",
+  }
   assert files == set(PUBLISHED)
 
 
