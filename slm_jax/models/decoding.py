@@ -79,9 +79,8 @@ def lower_generate(
   """`generate` traced for shapes that carry shardings, without a prefix; `.compile()` does the rest."""
   batch = memory.shape[0]
   rows = _row_sharding(mask)  # pyright: ignore[reportArgumentType]
-  spread = {} if rows is None else {"sharding": rows}
   prefix = jax.ShapeDtypeStruct((batch, 0), jnp.int32)
-  limits = jax.ShapeDtypeStruct((batch,), jnp.int32, **spread)
+  limits = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
   unseeded = dataclasses.replace(config, seed=0)
   return _generate.lower(
     t5_config, unseeded, rows, params, memory, mask, prefix, limits, config.seed
