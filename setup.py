@@ -32,6 +32,7 @@ setup(
     "numpy>=1.26",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
+    "PyYAML>=6",
     "rich>=13",
     "sacrebleu>=2.4",
     "sentencepiece>=0.2",

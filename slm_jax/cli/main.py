@@ -15,6 +15,7 @@ MODES = {
   "import": "write public T5-family weights as a folder that runs load",
   "tasks": "list SeqIO tasks, or fill their caches",
   "preflight": "compile a run for TPU slices that are not there: memory, cost, does it fit",
+  "launch": "start a training job on TPUs: GKE (xpk or a JobSet) or TPU VMs",
   "pretrain": "train one of the two frozen models of the miniature",
 }
 # A mode whose name is a word of Python's has its module under another.

@@ -9,6 +9,12 @@ def run(argv: list[str]) -> int:
   """Trains; returns the exit status."""
   parser = parser_for("train", EXAMPLE)
   parser.add_argument("--dry_run", action="store_true", help="check the config and stop")
+  parser.add_argument(
+    "--stopped_status",
+    type=int,
+    default=0,
+    help="exit status when SIGTERM stopped the run before its last step; a scheduler needs one of its own",
+  )
   flags, bindings = parse(parser, argv)
   from slm_jax import config
   from slm_jax.cli.batches import open_batches
@@ -19,5 +25,5 @@ def run(argv: list[str]) -> int:
   if flags.dry_run:
     print(config.operative())
     return 0
-  train(run_config, open_batches(run_config, flags), run_text=config.operative())
-  return 0
+  result = train(run_config, open_batches(run_config, flags), run_text=config.operative())
+  return 0 if result.finished else flags.stopped_status
