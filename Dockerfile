@@ -1,0 +1,13 @@
+# The image of a pod's job: the checkout, its locked dependencies and JAX for TPUs. `slm_jax launch --build` makes it.
+FROM python:3.11-slim
+
+WORKDIR /slm_jax
+
+# Dependencies first: a change of the code does not install them again.
+COPY constraints.txt setup.py pyproject.toml README.md ./
+COPY slm_jax/__init__.py slm_jax/__init__.py
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[compile]" "jax[tpu]"
+
+COPY . .
+
+CMD ["slm_jax", "--help"]

@@ -1,0 +1,29 @@
+"""The image that a job runs: the checkout with its locked dependencies (Dockerfile)."""
+
+from pathlib import Path
+
+from slm_jax.errors import UserError
+from slm_jax.launch.commands import Command
+
+
+def build_commands(image: str, checkout: Path) -> list[Command]:
+  """Builds the image out of the checkout and pushes it."""
+  if not (checkout / "Dockerfile").is_file():
+    raise UserError(f"{checkout} has no Dockerfile; --build needs a checkout of slm_jax")
+  # TPU hosts are x86-64, whatever this machine is.
+  build = ("docker", "build", "--platform=linux/amd64", f"--tag={image}", str(checkout))
+  return [Command(args=build), Command(args=("docker", "push", image))]
+
+
+def path_in_image(path: Path, checkout: Path) -> str:
+  """Where the image has a file or folder of the checkout, relative to its working directory.
+
+  Raises:
+    UserError: it lies outside the checkout, so no image has it.
+  """
+  try:
+    return str(path.resolve().relative_to(checkout.resolve()))
+  except ValueError as error:
+    raise UserError(
+      f"{path} is outside {checkout.resolve()}, of which the job's image is made; copy it there"
+    ) from error
