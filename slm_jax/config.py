@@ -270,8 +270,9 @@ def load(
       gin.parse_config_file(str(path))
     for binding in bindings:
       name = binding.split("=", 1)[0].strip()
-      selector, _, parameter = name.rpartition(".")
-      _check_binding("", selector, parameter if selector else "", f"--gin.{name}")
+      scope, _, unscoped = name.rpartition("/")
+      selector, _, parameter = unscoped.rpartition(".")
+      _check_binding(scope, selector, parameter if selector else "", f"--gin.{name}")
       gin.parse_config(binding)
   except SyntaxError as error:
     raise UserError(

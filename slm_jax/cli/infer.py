@@ -13,6 +13,10 @@ EXAMPLE = (
 )
 
 
+def _step(text: str) -> int | str:
+  return text if text == "best" else int(text)
+
+
 def run(argv: list[str]) -> int:
   """Answers instructions about audio files; returns the exit status."""
   if "--ctc" in argv:
@@ -22,7 +26,7 @@ def run(argv: list[str]) -> int:
     "--ctc", action="store_true", help="a speech encoder alone: slm_jax infer --ctc --help"
   )
   parser.add_argument("--model_dir", required=True, help="folder of a training run")
-  parser.add_argument("--step", type=int, help="checkpoint to use; default: the newest")
+  parser.add_argument("--step", type=_step, help="checkpoint, or `best`; default: the newest")
   parser.add_argument(
     "--audio", action="append", default=[], help="repeatable; any rate and channels"
   )

@@ -11,14 +11,18 @@ def run(argv: list[str]) -> int:
   """Trains (or continues) one frozen model, writes its folder, scores it, writes its card; returns the exit status."""
   flags, bindings = parse(parser_for("pretrain", EXAMPLE), argv)
   from slm_jax import config
-  from slm_jax.cli.batches import open_batches
+  from slm_jax.cli.batches import open_batches, open_held_out
   from slm_jax.training.export import write_model
   from slm_jax.training.loop import train
 
   config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
   pretrain = config.build("pretrain")
-  batches = open_batches(pretrain.run, flags)
-  result = train(pretrain.run, batches, run_text=config.operative())
+  result = train(
+    pretrain.run,
+    open_batches(pretrain.run, flags),
+    held_out=open_held_out(pretrain.run, flags),
+    run_text=config.operative(),
+  )
   if result.finished:
     digest = write_model(pretrain.run.model, result.state.params, pretrain.output_dir)
     command = f"slm_jax pretrain --gin_file={' --gin_file='.join(flags.gin_file)}"

@@ -1,5 +1,6 @@
 """`slm_jax train`."""
 
+from slm_jax.cli import processes
 from slm_jax.cli.main import parse, parser_for
 
 EXAMPLE = "slm_jax train --gin_file=experiments/mini.gin --gin.MODEL_DIR=\"'runs/mini'\""
@@ -15,15 +16,24 @@ def run(argv: list[str]) -> int:
     default=0,
     help="exit status when SIGTERM stopped the run before its last step; a scheduler needs one of its own",
   )
+  processes.add_flags(parser)
   flags, bindings = parse(parser, argv)
   from slm_jax import config
-  from slm_jax.cli.batches import open_batches
+  from slm_jax.cli.batches import open_batches, open_held_out
   from slm_jax.training.loop import train
+  from slm_jax.training.processes import joined
 
   config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
   run_config = config.build("train")
   if flags.dry_run:
     print(config.operative())
     return 0
-  result = train(run_config, open_batches(run_config, flags), run_text=config.operative())
+  with joined(processes.processes_config(flags)) as run_processes:
+    result = train(
+      run_config,
+      open_batches(run_config, flags, run_processes),
+      held_out=open_held_out(run_config, flags, run_processes),
+      run_text=config.operative(),
+      processes=run_processes,
+    )
   return 0 if result.finished else flags.stopped_status

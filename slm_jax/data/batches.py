@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +11,25 @@ import seqio
 import tensorflow as tf
 
 from slm_jax.data import length_buckets
-from slm_jax.data.speech_features import Spec, converter_for
+from slm_jax.data.seqio_cache import MANIFEST
+from slm_jax.data.share_stream import ID, ShareStream, TooLong
 from slm_jax.errors import UserError
 
-POSITION = "position"
 PIPELINE = "pipeline.json"
-# After so many dropped in a row the lengths cannot be what was meant, and waiting for a fit could
-# take for ever.
-MAX_DROPPED_IN_A_ROW = 2_000
-_DROPPED = "dropped"
-_KEEP = "keep"
-
-
-def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
-  """Removes examples with a feature longer than its length, and counts them.
-
-  Adds `dropped` int64 [number of features, in the order of `feature_lengths`]: how many examples
-  before this one were removed for each feature (an example with two long features counts for both).
-  The counts are state of the dataset's iterator, so a saved and restored iterator goes on counting
-  where it stood.
-  """
-  limits = tf.constant(list(feature_lengths.values()), tf.int64)
-  names = ", ".join(f"{name} > {length}" for name, length in feature_lengths.items())
-
-  def count(state, example):
-    totals, in_a_row = state
-    sizes = tf.stack([tf.size(example[name], tf.int64) for name in feature_lengths])
-    too_long = sizes > limits
-    keep = tf.logical_not(tf.reduce_any(too_long))
-    totals += tf.cast(too_long, tf.int64)
-    in_a_row = tf.where(keep, tf.zeros_like(in_a_row), in_a_row + 1)
-    tf.debugging.assert_less(
-      in_a_row,
-      tf.constant(MAX_DROPPED_IN_A_ROW, tf.int64),
-      f"{MAX_DROPPED_IN_A_ROW} examples in a row are too long ({names})",
-    )
-    return (totals, in_a_row), {**example, _DROPPED: totals, _KEEP: keep}
-
-  start = (tf.zeros([len(feature_lengths)], tf.int64), tf.constant(0, tf.int64))
-  kept = dataset.scan(start, count).filter(lambda example: example[_KEEP])
-  return kept.map(lambda example: {name: example[name] for name in example if name != _KEEP})
 
 
 class TrainBatches:
   """Endless, shuffled batches whose position can be saved and restored exactly.
 
-  The batches are a function of the arguments and the data alone. A task's examples come round
-  equally often, each time in another order; its shuffle buffer reaches across the ends of epochs.
+  The batches are a function of the arguments and the data alone. Rows come from `num_shards`
+  disjoint shares of the data, each with an order of its own: the first `batch_size / num_shards`
+  rows from share 0, and so on. Which process holds which rows changes nothing about them. A task's
+  examples come round equally often, each time in another order; its shuffle buffer reaches across
+  the ends of epochs.
 
   Attributes:
-    skipped: feature name → examples left out so far because that feature was too long. Never
-      decreases, and is part of the saved position.
+    example_ids: of the last batch's own rows, where the task's examples have a field `id`, else [].
+    facts: settings and contents of the data, the same for all processes of a run.
   """
 
   def __init__(
@@ -71,10 +40,12 @@ class TrainBatches:
     batch_size: int,
     seed: int = 0,
     split: str = "train",
-    shard_index: int = 0,
     num_shards: int = 1,
+    rows: Sequence[int] | None = None,
+    own_rows: Sequence[int] | None = None,
     use_cached: bool = True,
     buckets: length_buckets.Buckets = (),
+    agree_on_bucket: Callable[[int], int] = lambda bucket: bucket,
   ):
     """Opens the dataset; reads nothing yet.
 
@@ -82,14 +53,19 @@ class TrainBatches:
       mixture_or_task_name: registered with SeqIO.
       task_feature_lengths: the task's features and their longest lengths; longer examples are left
         out.
-      batch_size: rows of each batch of this shard.
+      batch_size: rows of a whole batch, of all processes.
       seed: of every random choice.
       split: e.g. "train".
-      shard_index: which of `num_shards` disjoint shares of the data this is.
-      num_shards: number of shares, one a process.
+      num_shards: shares of the data, a divisor of `batch_size`.
+      rows: rows of the whole batch that this process needs, growing; None is all. Shares that
+        none of them comes from are not read.
+      own_rows: those of `rows` that no other process answers for; a share's position is written
+        by the process whose own its first row is. None is `rows`.
       use_cached: read the offline cache of tasks that support one.
       buckets: declared lengths, growing, the last equal to `task_feature_lengths`; each batch has
         the lengths of one of them. None: every batch has the longest.
+      agree_on_bucket: this process's smallest bucket -> the largest of all processes'; needed
+        with buckets and several shares only.
 
     Raises:
       UserError: a cache is missing, the split is, or the features do not fit any converter.
@@ -107,102 +83,105 @@ class TrainBatches:
       length_buckets.check(buckets, lengths)
     except ValueError as error:
       raise UserError(f"{mixture_or_task_name}: {error}") from error
-    if buckets and num_shards > 1:
-      raise UserError(
-        "length_buckets need a single process: several would not agree on each batch's shape"
-      )
-    self._names = list(lengths)
+    if batch_size % num_shards:
+      raise UserError(f"BATCH_SIZE={batch_size} is not a multiple of num_shards={num_shards}")
     self._buckets = buckets or (lengths,)
+    self._agree_on_bucket = agree_on_bucket if num_shards > 1 else lambda bucket: bucket
     self._pipeline = {
       "mixture_or_task_name": mixture_or_task_name,
       "task_feature_lengths": lengths,
       "batch_size": batch_size,
       "seed": seed,
       "split": split,
-      "shard_index": shard_index,
       "num_shards": num_shards,
       "buckets": [dict(bucket) for bucket in buckets],
     }
-    dataset = provider.get_dataset(
-      lengths,
-      split=split,
-      use_cached=use_cached,
-      shuffle=True,
-      seed=seed,
-      shard_info=seqio.ShardInfo(shard_index, num_shards),
-      num_epochs=None,
-      trim_output_features=False,  # SeqIO would cut long examples in silence
-      try_in_mem_cache=False,  # the cached examples would become part of every saved position
-    )
-    dataset = drop_over_long(dataset, lengths)
-    try:
-      converter = converter_for(lengths, passthrough_features={_DROPPED: Spec(dtype=tf.int64)})
-    except ValueError as error:
-      raise UserError(f"TASK_FEATURE_LENGTHS of {mixture_or_task_name}: {error}") from error
-    dataset = converter(dataset, {**lengths, _DROPPED: len(lengths)})
-    dataset = length_buckets.batch_by_bucket(dataset, self._buckets, batch_size).prefetch(2)
-    options = tf.data.Options()
-    options.deterministic = True
-    # Bounds what waits in buffers, and so the size of a saved position.
-    options.autotune.ram_budget = 64 * 2**20
-    self._iterator = iter(dataset.with_options(options))
-    self._skipped = np.zeros(len(lengths), np.int64)
+    share = batch_size // num_shards
+    wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
+    own = wanted if own_rows is None else np.asarray(own_rows)
+    shards = sorted({int(row) // share for row in wanted})
+    self._own_shards = [shard for shard in shards if shard * share in own]
+    # Where this process's rows stand among those of the shares that it reads.
+    read = np.concatenate([np.arange(shard * share, (shard + 1) * share) for shard in shards])
+    self._places = np.searchsorted(read, wanted)
+    self._own = np.isin(wanted, own)
+    self._streams = {
+      shard: ShareStream(
+        provider,
+        lengths,
+        split=split,
+        seed=seed,
+        shard=seqio.ShardInfo(shard, num_shards),
+        batch_size=share,
+        use_cached=use_cached,
+        buckets=self._buckets,
+      )
+      for shard in shards
+    }
+    self.example_ids: list[str] = []
+    self.facts = {"data": self._pipeline, "examples": _contents(provider, split, use_cached)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """Batch's field name → array [batch_size, …].
+    """Batch's field name → array [number of `rows`, …].
 
     Raises:
       UserError: far too many examples in a row are longer than `task_feature_lengths` allows.
     """
     try:
-      tensors = next(self._iterator)
-    except tf.errors.InvalidArgumentError as error:
-      if "in a row are too long" not in error.message:
-        raise
+      shares = [next(stream) for stream in self._streams.values()]
+    except TooLong as error:
       lengths = self._pipeline["task_feature_lengths"]
       raise UserError(
-        f"{self._pipeline['mixture_or_task_name']}: {MAX_DROPPED_IN_A_ROW} examples in a row are "
-        f"longer than TASK_FEATURE_LENGTHS={lengths}; raise the lengths"
+        f"{self._pipeline['mixture_or_task_name']}: {error} than TASK_FEATURE_LENGTHS={lengths}; "
+        "raise the lengths"
       ) from error
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    self._skipped = np.maximum(self._skipped, arrays.pop(_DROPPED).max(axis=0))
-    return length_buckets.trim(arrays, self._buckets)
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+    bucket = self._agree_on_bucket(length_buckets.smallest(joined, self._buckets))
+    arrays = {name: x[self._places] for name, x in joined.items()}
+    ids = arrays.pop(ID, np.empty(len(self._own), object))[self._own]
+    self.example_ids = [name.decode() for name in ids if name is not None]
+    return length_buckets.trim(arrays, self._buckets[bucket])
 
   @property
   def skipped(self) -> dict[str, int]:
-    return dict(zip(self._names, self._skipped.tolist(), strict=True))
+    """Feature name → examples left out so far, of this process's own shares, because that feature
+    was too long. Never decreases, and is part of the saved position."""
+    names = self._pipeline["task_feature_lengths"]
+    own = [self._streams[shard].skipped for shard in self._own_shards]
+    return dict(zip(names, np.sum(own, axis=0, dtype=int).tolist(), strict=True)) if own else {}
 
   def save(self, directory: str) -> None:
-    """Writes the position after the last batch returned into an existing folder."""
-    tf.train.Checkpoint(iterator=self._iterator).write(str(Path(directory) / POSITION))
-    state = {"pipeline": self._pipeline, "skipped": self._skipped.tolist()}
-    (Path(directory) / PIPELINE).write_text(json.dumps(state, indent=2) + "\n")
+    """Writes the position after the last batch returned into an existing folder, which the
+    processes share: each writes its own shares'."""
+    for shard in self._own_shards:
+      folder = Path(directory) / f"shard_{shard:05d}"
+      folder.mkdir(exist_ok=True)
+      self._streams[shard].save(folder)
+      (folder / PIPELINE).write_text(json.dumps(self._pipeline, indent=2) + "\n")
 
   def restore(self, directory: str) -> None:
-    """Goes to a position written by `save`: the next batch is the one that followed it, exactly.
+    """Goes to a position written by `save`, of however many processes: the next batch is the one
+    that followed it, exactly. Nothing is read again that was read before.
 
     Raises:
       UserError: no position there, or it was saved by another pipeline (the message names the
         difference).
     """
-    path = Path(directory) / PIPELINE
-    if not path.exists():
+    folders = sorted(Path(directory).glob("shard_*"))
+    if not folders or not (folders[0] / PIPELINE).exists():
       raise UserError(f"{directory} holds no saved data position ({PIPELINE} is missing)")
-    state = json.loads(path.read_text())
+    saved = json.loads((folders[0] / PIPELINE).read_text())
     for name, value in self._pipeline.items():
-      if state["pipeline"].get(name) != value:
+      if saved.get(name) != value:
         raise UserError(
-          f"the data position in {directory} was saved with {name}="
-          f"{state['pipeline'].get(name)!r}, this run has {value!r}; "
-          "continue with the same data settings or start in a new MODEL_DIR"
+          f"the data position in {directory} was saved with {name}={saved.get(name)!r}, this run "
+          f"has {value!r}; continue with the same data settings or start in a new MODEL_DIR"
         )
-    tf.train.Checkpoint(iterator=self._iterator).read(
-      str(path.with_name(POSITION))
-    ).assert_consumed()
-    self._skipped = np.asarray(state["skipped"], np.int64)
+    for shard, stream in self._streams.items():
+      stream.restore(Path(directory) / f"shard_{shard:05d}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -287,6 +266,21 @@ def hide_accelerators() -> None:
   """Keeps TensorFlow on the CPU: it would otherwise claim the memory of JAX's devices."""
   tf.config.set_visible_devices([], "GPU")
   tf.config.set_visible_devices([], "TPU")
+
+
+def _contents(provider, split: str, use_cached: bool) -> dict[str, dict]:
+  """Task → its rate in the mixture, number of examples, and a digest of its cache's shards."""
+  found = {}
+  for task in seqio.get_subtasks(provider):
+    rate = provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
+    cached = use_cached and task.supports_caching and task.cache_dir
+    manifest = Path(task.cache_dir or "") / MANIFEST
+    found[task.name] = {
+      "rate": rate,
+      "examples": task.num_input_examples(split) if not cached else task.get_cached_stats(split),
+      "cache": sha256(manifest.read_bytes()).hexdigest() if cached and manifest.is_file() else None,
+    }
+  return found
 
 
 def _provider(name: str, split: str, use_cached: bool):

@@ -53,14 +53,18 @@ def batch_by_bucket(dataset: tf.data.Dataset, buckets: Buckets, batch_size: int)
   )
 
 
-def trim(arrays: dict[str, np.ndarray], buckets: Buckets) -> dict[str, np.ndarray]:
-  """Cuts a batch [B, longest] to the smallest bucket that holds all its rows."""
+def smallest(arrays: dict[str, np.ndarray], buckets: Buckets) -> int:
+  """Index of the first bucket that holds all rows of a batch [B, longest]."""
   sizes = {
     "audio": lambda: arrays["audio_lengths"].max(),
     "inputs": lambda: np.count_nonzero(arrays["encoder_input_tokens"], axis=1).max(),
     "targets": lambda: arrays["decoder_loss_weights"].sum(axis=1).max(),
   }
   longest = {name: int(sizes[name]()) for name in buckets[-1]}
-  bucket = next(b for b in buckets if all(longest[name] <= b[name] for name in b))
+  return next(i for i, b in enumerate(buckets) if all(longest[name] <= b[name] for name in b))
+
+
+def trim(arrays: dict[str, np.ndarray], bucket: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """Cuts a batch [B, longest] to a bucket that holds all its rows."""
   cut = {field: bucket[name] for name in bucket for field in MODEL_FEATURES[name]}
   return {name: x[:, : cut[name]] if name in cut else x for name, x in arrays.items()}

@@ -18,8 +18,8 @@ class EvalConfig:
   split: str = "validation"
   # Examples scored per task; None scores the whole split.
   num_examples: int | None = None
-  # Checkpoint to score; None takes the newest in MODEL_DIR.
-  step: int | None = None
+  # Checkpoint to score: None takes the newest in MODEL_DIR, "best" the one of least held-out loss.
+  step: int | str | None = None
   num_beams: int = 1
   # Task -> "transcription", "translation" or "answer"; tasks not named here are scored by exact match.
   task_kinds: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -11,14 +11,25 @@ from typing import Any, Protocol
 
 import jax
 import orbax.checkpoint as ocp
+import orbax.checkpoint.checkpoint_managers as policies
 from etils import epath
 
 from slm_jax.errors import UserError
 from slm_jax.training.step import TrainState
 
 
+# What checkpoints are compared by; less is better.
+METRIC = "eval_loss"
+
+
 class Batches(Protocol):
-  """An endless iterator of batches whose position can be written and read back."""
+  """An endless iterator of batches whose position can be written and read back.
+
+  Attributes:
+    skipped: feature name → examples left out so far because it was too long.
+    example_ids: of the last batch's rows that are this process's own.
+    facts: what the data are, JSON-ready; the same for all processes of a run.
+  """
 
   def __next__(self) -> dict[str, Any]: ...
 
@@ -29,23 +40,22 @@ class Batches(Protocol):
   @property
   def skipped(self) -> dict[str, int]: ...
 
+  @property
+  def example_ids(self) -> list[str]: ...
+
+  @property
+  def facts(self) -> dict[str, Any]: ...
+
 
 class DataPositionHandler(ocp.CheckpointHandler):
-  """Lets Orbax carry the data iterator's own files, one folder a process."""
+  """Lets Orbax carry the data iterator's own files, in one folder for all processes."""
 
   def save(self, directory: epath.Path, args: "SaveDataPosition") -> None:
-    target = Path(directory) / f"process_{jax.process_index()}"
-    target.mkdir(parents=True, exist_ok=True)
-    args.batches.save(str(target))
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    args.batches.save(str(directory))
 
   def restore(self, directory: epath.Path, args: "RestoreDataPosition") -> None:
-    source = Path(directory) / f"process_{jax.process_index()}"
-    if not source.is_dir():
-      raise UserError(
-        f"{directory} holds no data position for process {jax.process_index()}; resume with the process count "
-        "that wrote it"
-      )
-    args.batches.restore(str(source))
+    args.batches.restore(str(directory))
 
 
 @ocp.args.register_with_handler(DataPositionHandler, for_save=True)
@@ -63,9 +73,19 @@ class RestoreDataPosition(ocp.args.CheckpointArgs):
 class Checkpoints:
   """The checkpoints of one MODEL_DIR."""
 
-  def __init__(self, model_dir: str | Path, *, keep: int):
+  def __init__(self, model_dir: str | Path, *, keep: int, keep_best: int = 0):
+    """Keeps the `keep` newest and the `keep_best` with the least held-out loss."""
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+    if keep_best:
+      # The last in ascending order are the best.
+      kept.append(policies.BestN(get_metric_fn=lambda metrics: -metrics[METRIC], n=keep_best))
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, step_prefix="checkpoint", create=True, enable_async_checkpointing=True
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      best_fn=(lambda metrics: metrics[METRIC]) if keep_best else None,
+      best_mode="min",
+      step_prefix="checkpoint",
+      create=True,
+      enable_async_checkpointing=True,
     )
     self._manager = ocp.CheckpointManager(
       Path(model_dir).absolute(), options=options, item_names=("state", "data", "info")
@@ -75,10 +95,21 @@ class Checkpoints:
     """Step of the newest complete checkpoint."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, batches: Batches, info: dict) -> None:
-    """Starts writing; the state is copied to the host first, so training may go on at once."""
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    batches: Batches,
+    info: dict,
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Starts writing; the state is copied to the host first, so training may go on at once.
+
+    `metrics` has `eval_loss` where it was taken.
+    """
     self._manager.save(
       step,
+      metrics=metrics,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(dataclasses.asdict(_plain(state))),  # pyright: ignore
         data=SaveDataPosition(batches),
@@ -103,6 +134,10 @@ class Checkpoints:
         f"checkpoint_{step} in {self._manager.directory} does not fit this model: {first}"
       ) from error
     return dataclasses.replace(state, **_typed(restored, state))
+
+  def info(self, step: int) -> dict:
+    """What was saved as `info` with checkpoint `step`."""
+    return saved_info(Path(self._manager.directory) / f"checkpoint_{step}")
 
   def wait(self) -> None:
     """Blocks until everything that was started is on disk."""
@@ -136,9 +171,14 @@ def _typed(restored: dict, state: TrainState) -> dict:
   return {**restored, "opt_state": jax.tree.unflatten(tree, leaves)}
 
 
+def saved_info(folder: Path) -> dict:
+  """What was saved beside the state of a checkpoint's folder."""
+  return json.loads((folder / "info" / "metadata").read_text())
+
+
 def check_base(folder: Path, fingerprints: dict[str, str]) -> None:
   """Raises UserError unless the checkpoint `folder` was trained over frozen parts of these fingerprints."""
-  saved = json.loads((folder / "info" / "metadata").read_text())["frozen"]
+  saved = saved_info(folder)["frozen"]
   for part in sorted(saved.keys() | fingerprints.keys()):
     trained_over, found = saved.get(part), fingerprints.get(part)
     if found != trained_over:
@@ -155,6 +195,8 @@ def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
     model_dir: the run's folder.
     described: flat `{field: value}` of this run, JSON-ready.
     free: fields that may change when a run is continued.
+
+  The first process writes them down for the next time.
   """
   path = model_dir / "run.json"
   has_checkpoints = model_dir.is_dir() and any(model_dir.glob("checkpoint_*"))
@@ -170,6 +212,8 @@ def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
     raise UserError(
       f"MODEL_DIR={str(model_dir)!r} holds checkpoints but no run.json; choose another MODEL_DIR"
     )
+  if jax.process_index() != 0:
+    return
   model_dir.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(described, indent=1, sort_keys=True))

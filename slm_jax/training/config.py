@@ -28,12 +28,19 @@ class DatasetConfig:
   length_buckets: tuple[dict[str, int], ...] = ()
   split: str = "train"
   seed: int = 0
+  # Disjoint shares that the rows of a batch come from, in equal numbers. Each process reads those that its rows come
+  # from: give at least as many as a run may ever have processes. The batches do not depend on the number of processes.
+  num_shards: int = 1
   # Cached tasks are made on first use with this many processes.
   cache_processes: int = 2
 
   def __post_init__(self):
     if self.batch_size < 1:
       raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+    if self.num_shards < 1 or self.batch_size % self.num_shards:
+      raise ValueError(
+        f"num_shards={self.num_shards}: expected a divisor of batch_size={self.batch_size}"
+      )
     if any(length < 1 for length in self.task_feature_lengths.values()):
       raise ValueError(
         f"task_feature_lengths={self.task_feature_lengths}: lengths must be positive"
@@ -65,6 +72,13 @@ class TrainConfig:
   log_period: int = 10
   checkpoint_period: int = 200
   keep_checkpoints: int = 2
+  # Held-out data, whose loss over `eval_steps` batches is taken at every checkpoint; the `keep_best_checkpoints` with
+  # the least are kept beside the newest.
+  eval_dataset: DatasetConfig | FakeDatasetConfig | None = None
+  eval_steps: int = 10
+  keep_best_checkpoints: int = 1
+  # Updates that may be left out because loss or gradient was not finite; one more ends the run.
+  nonfinite_budget: int = 0
   # Adapter (or whole-model) checkpoint to start from when MODEL_DIR has none.
   initial_checkpoint_path: str | None = None
 
@@ -75,9 +89,13 @@ class TrainConfig:
       "log_period",
       "checkpoint_period",
       "keep_checkpoints",
+      "eval_steps",
     ):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+    for name in ("keep_best_checkpoints", "nonfinite_budget"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import math
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,11 +11,17 @@ from slm_jax.batch import Batch
 from slm_jax.errors import UserError
 from slm_jax.training import setup, sharding
 from slm_jax.training.checkpoints import Batches, Checkpoints, check_run
+from slm_jax.training.compiled_steps import CompiledSteps
 from slm_jax.training.config import TrainConfig
+from slm_jax.training.held_out import HeldOutLoss
 from slm_jax.training.optimizer import learning_rate, make_optimizer
+from slm_jax.training.preemption import StopRequest
+from slm_jax.training.processes import ALONE, Processes, code_facts
 from slm_jax.training.progress import Progress
-from slm_jax.training.scalars import ScalarWriter
+from slm_jax.training.recipes import Built
+from slm_jax.training.scalars import EVAL, ScalarWriter
 from slm_jax.training.step import TrainState, make_train_step
+from slm_jax.training.step_reports import FinishedStep, StepReports
 
 # What may differ when a MODEL_DIR is continued: how long, how often to report, where and on how many devices.
 FREE_FIELDS = (
@@ -26,6 +29,8 @@ FREE_FIELDS = (
   "log_period",
   "checkpoint_period",
   "keep_checkpoints",
+  "keep_best_checkpoints",
+  "nonfinite_budget",
   "num_microbatches",
   "mesh.data",
   "mesh.fsdp",
@@ -65,165 +70,192 @@ def describe(config) -> dict:
   return flat
 
 
-def train(config: TrainConfig, batches: Batches, *, run_text: str = "") -> TrainResult:
+def train(
+  config: TrainConfig,
+  batches: Batches,
+  *,
+  held_out: Batches | None = None,
+  run_text: str = "",
+  processes: Processes = ALONE,
+) -> TrainResult:
   """Runs (or continues) training until `config.total_steps` or SIGTERM.
 
   Args:
     config: the run.
-    batches: endless iterator of dicts of NumPy arrays with Batch's field names; this process's rows.
+    batches: endless iterator of dicts of NumPy arrays with Batch's field names; this process's rows,
+      as of `sharding.process_rows`.
+    held_out: the same of `config.eval_dataset`.
     run_text: the operative gin config, written to MODEL_DIR/config.gin.
+    processes: of the run.
 
   Raises:
-    UserError: a mistake in the config, weights, or MODEL_DIR; or a loss that is not finite.
+    UserError: a mistake in the config, weights, or MODEL_DIR; processes that differ in one of them;
+      or a loss that is not finite.
   """
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(config.train_dataset.batch_size, mesh, config.num_microbatches)
-  model_dir = Path(config.model_dir)
-  built = config.model.build()
+  run = _Run(config, batches, held_out, run_text, processes)
+  try:
+    return run.to_the_end()
+  finally:
+    run.close()
+
+
+class _Run:
+  """One call of `train`."""
+
+  def __init__(self, config, batches, held_out, run_text, processes: Processes):
+    self._config, self._batches, self._processes = config, batches, processes
+    self._mesh = sharding.make_mesh(config.mesh)
+    self._batch_size = config.train_dataset.batch_size
+    sharding.check_batch_size(self._batch_size, self._mesh, config.num_microbatches)
+    self._model_dir = Path(config.model_dir)
+    # Before weights are read, which may take long.
+    facts = describe(config) | code_facts() | batches.facts
+    processes.check_agreement(facts)
+    built = config.model.build()
+    _check_audio(built, config)
+    check_run(self._model_dir, describe(config), FREE_FIELDS)
+
+    # The first batch fixes the shapes; its position is taken back by the restore or kept as batch one.
+    first = next(batches)
+    self._first: dict | None = first
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    example = _whole(first, self._batch_size)
+    prepared = setup.prepare(built, example, optimizer, self._mesh, config.random_seed)
+    setup.write_text(self._model_dir / "model-info.txt", prepared.info)
+    setup.write_text(self._model_dir / "config.gin", run_text)
+    self._frozen = prepared.frozen
+    keep_best = config.keep_best_checkpoints if held_out is not None else 0
+    self._checkpoints = Checkpoints(
+      self._model_dir, keep=config.keep_checkpoints, keep_best=keep_best
+    )
+    self._start = self._checkpoints.latest() or 0
+    found = {f"MODEL_DIR={config.model_dir}, newest checkpoint": self._start}
+    bases = {f"weights of the {part}": digest for part, digest in prepared.fingerprints.items()}
+    processes.check_agreement(found | bases)
+    self._info: dict[str, Any] = {"frozen": prepared.fingerprints}
+    self._state, skipped_steps = prepared.state, 0
+    if self._start:
+      self._state = self._checkpoints.restore(self._start, self._state, batches, self._info)
+      skipped_steps = self._checkpoints.info(self._start).get("skipped_steps", 0)
+      self._first = None
+    elif config.initial_checkpoint_path:
+      self._state = initial_state(config.initial_checkpoint_path, self._state, self._info)
+
+    self._progress = Progress(config.total_steps, self._start, quiet=processes.index != 0)
+    trained, frozen = prepared.trained_count, prepared.frozen_count
+    self._progress.note(
+      f"{trained:,} trained parameters, {frozen:,} frozen ({100 * trained / (trained + frozen):.2f} % trained)"
+    )
+    self._writer = ScalarWriter(
+      self._model_dir, start_step=self._start, silent=processes.index != 0
+    )
+    self._steps = CompiledSteps(
+      make_train_step(built.objective, optimizer, config.num_microbatches),
+      self._state,
+      max_shapes=max(1, len(getattr(config.train_dataset, "length_buckets", ()))),
+      report=self._progress.note,
+    )
+    self._reports = StepReports(
+      self._model_dir,
+      total_steps=config.total_steps,
+      log_period=config.log_period,
+      nonfinite_budget=config.nonfinite_budget,
+      schedule=learning_rate(config.optimizer, config.total_steps),
+      writer=self._writer,
+      progress=self._progress,
+      processes=processes,
+      last_checkpoint=self._checkpoints.latest,
+      skipped_steps=skipped_steps,
+    )
+    self._held_out = None
+    if held_out is not None:
+      self._held_out = HeldOutLoss(
+        built.objective,
+        held_out,
+        num_batches=config.eval_steps,
+        batch_size=config.eval_dataset.batch_size,
+        mesh=self._mesh,
+      )
+    self._stop = StopRequest(processes)
+
+  def to_the_end(self) -> TrainResult:
+    """All steps that are left, or those until SIGTERM."""
+    total, done = self._config.total_steps, self._start
+    if done >= total:
+      self._progress.note(
+        f"{self._model_dir} is already at step {done} of {total}: nothing to train"
+      )
+      return TrainResult(self._state, self._frozen, done, True)
+    pending: FinishedStep | None = None
+    stopping = False
+    while done < total and not stopping:
+      pending_before, pending = pending, self._step(done + 1)
+      done += 1
+      # Last step's numbers: reading this step's would make the host wait for the device.
+      if pending_before is not None:
+        self._reports.report(pending_before)
+      stopping = self._stop.agreed(done)
+      if done % self._config.checkpoint_period == 0 or done == total or stopping:
+        # A loss that is not finite must be seen before its weights are written.
+        self._reports.report(pending)
+        pending = None
+        self._save(done)
+    self._checkpoints.wait()
+    setup.write_text(self._model_dir / "memory.json", json.dumps(self._steps.memory) + "\n")
+    if done < total:
+      self._progress.note(
+        f"stopped by SIGTERM after step {done}; run the same command again to resume"
+      )
+    self._progress.note(
+      f"checkpoints, config.gin, model-info.txt, train.jsonl, tensorboard: {self._model_dir}"
+    )
+    return TrainResult(self._state, self._frozen, done, done >= total)
+
+  def _step(self, step: int) -> FinishedStep:
+    arrays = self._first if self._first is not None else next(self._batches)
+    self._first = None
+    batch = sharding.shard_batch(Batch.from_dict(arrays), self._mesh, self._batch_size)
+    self._state, metrics = self._steps(self._state, self._frozen, batch)
+    return FinishedStep(
+      step=step,
+      metrics=metrics,
+      example_ids=list(self._batches.example_ids),
+      skipped_examples=sum(self._batches.skipped.values()),
+    )
+
+  def _save(self, step: int) -> None:
+    """After this step's next(batches), before the following one's: the position is saved too."""
+    metrics = None
+    if self._held_out is not None:
+      metrics = self._held_out(self._state, self._frozen)
+      self._writer.write(step, metrics, kind=EVAL)
+      shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+      self._progress.note(f"step {step}/{self._config.total_steps}, {shown}")
+    info = self._info | {"skipped_steps": self._reports.skipped_steps}
+    self._checkpoints.save(step, self._state, self._batches, info, metrics)
+
+  def close(self) -> None:
+    """Also after an error: a checkpoint that is being written is completed."""
+    self._checkpoints.wait()
+    self._checkpoints.close()
+    self._writer.close()
+    self._stop.restore()
+
+
+def _check_audio(built: Built, config: TrainConfig) -> None:
   samples = config.train_dataset.task_feature_lengths.get("audio", 0)
   if built.max_samples is not None and samples > built.max_samples:
     raise UserError(
       f'TASK_FEATURE_LENGTHS["audio"]={samples}: the speech encoder takes {built.max_samples} samples; '
       "shorten it"
     )
-  check_run(model_dir, describe(config), FREE_FIELDS)
 
-  # The first batch fixes the shapes; its position is taken back by the restore or kept as batch one.
-  first = next(batches)
-  optimizer = make_optimizer(config.optimizer, config.total_steps)
-  prepared = setup.prepare(built, Batch.from_dict(first), optimizer, mesh, config.random_seed)
-  setup.write_text(model_dir / "model-info.txt", prepared.info)
-  setup.write_text(model_dir / "config.gin", run_text)
 
-  checkpoints = Checkpoints(model_dir, keep=config.keep_checkpoints)
-  info = {"frozen": prepared.fingerprints}
-  state, start = prepared.state, checkpoints.latest() or 0
-  pending_first: dict | None = first
-  if start:
-    state = checkpoints.restore(start, state, batches, info)
-    pending_first = None
-  elif config.initial_checkpoint_path:
-    state = initial_state(config.initial_checkpoint_path, state, info)
-
-  progress = Progress(config.total_steps, start)
-  progress.note(
-    f"{prepared.trained_count:,} trained parameters, {prepared.frozen_count:,} frozen "
-    f"({100 * prepared.trained_count / (prepared.trained_count + prepared.frozen_count):.2f} % trained)"
+def _whole(arrays: dict, batch_size: int) -> Batch:
+  """A batch of all processes' rows, of which only shapes and types are used."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), Batch.from_dict(arrays)
   )
-  if start >= config.total_steps:
-    progress.note(
-      f"{model_dir} is already at step {start} of {config.total_steps}: nothing to train"
-    )
-    checkpoints.close()
-    return TrainResult(state, prepared.frozen, start, True)
-
-  step_fn = CompiledSteps(
-    make_train_step(built.objective, optimizer, config.num_microbatches),
-    state,
-    max_shapes=max(1, len(getattr(config.train_dataset, "length_buckets", ()))),
-    report=progress.note,
-  )
-  writer = ScalarWriter(model_dir, start_step=start)
-  schedule = learning_rate(config.optimizer, config.total_steps)
-  stop = _StopFlag()
-  pending: tuple[int, dict] | None = None
-  done = start
-  try:
-    for step in range(start, config.total_steps):
-      arrays = pending_first if pending_first is not None else next(batches)
-      pending_first = None
-      batch = sharding.shard_batch(Batch.from_dict(arrays), mesh)
-      state, metrics = step_fn(state, prepared.frozen, batch)
-      done = step + 1
-      # Last step's numbers: reading this step's would make the host wait for the device.
-      if pending is not None:
-        _report(pending, config, schedule, writer, progress, batches)
-      pending = (done, metrics)
-      if done % config.checkpoint_period == 0 or done == config.total_steps or stop.raised:
-        # A loss that is not finite must be seen before its weights are written.
-        _report(pending, config, schedule, writer, progress, batches)
-        pending = None
-        # After this step's next(batches), before the following one's: the position is saved too.
-        checkpoints.save(done, state, batches, info)
-      if stop.raised:
-        break
-  finally:
-    # Also after an error: a checkpoint that is being written is completed.
-    checkpoints.wait()
-    checkpoints.close()
-    writer.close()
-    stop.restore()
-  setup.write_text(model_dir / "memory.json", json.dumps(step_fn.memory) + "\n")
-  finished = done >= config.total_steps
-  if not finished:
-    progress.note(f"stopped by SIGTERM after step {done}; run the same command again to resume")
-  progress.note(f"checkpoints, config.gin, model-info.txt, train.jsonl, tensorboard: {model_dir}")
-  return TrainResult(state, prepared.frozen, done, finished)
-
-
-def _report(pending, config, schedule, writer, progress, batches) -> None:
-  step, metrics = pending
-  values = {name: float(value) for name, value in metrics.items()}
-  if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-    raise UserError(
-      f"step {step}: loss {values['loss']} with gradient norm {values['grad_norm']}; the last good checkpoint in "
-      f"{config.model_dir} is kept; lower OptimizerConfig.learning_rate or look at the data of this step"
-    )
-  speed = progress.advance(step, values.get("audio_seconds", 0.0))
-  if step % config.log_period == 0 or step == 1 or step == config.total_steps:
-    skipped = sum(batches.skipped.values())
-    rate = float(schedule(step - 1))
-    writer.write(step, values | {"learning_rate": rate, "skipped_examples": skipped} | speed)
-    progress.show(step, values, speed, skipped)
-
-
-class CompiledSteps:
-  """The train step compiled ahead of time, once for each declared batch shape.
-
-  Raises UserError when a batch of one shape more than declared arrives: such a run would go on compiling.
-  """
-
-  def __init__(
-    self, step: Callable, state: TrainState, *, max_shapes: int, report: Callable[[str], None]
-  ):
-    # A step leaves the state where it was. Left to itself the compiler may choose other shardings or drop the names of
-    # mesh axes of size 1; every shape compiled later would then be another program, unknown to the compilation cache.
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    self._mesh = shardings.step.mesh
-    self._compiled: dict[tuple, Callable] = {}
-    self._max_shapes = max_shapes
-    self._report = report
-    self.memory: dict[str, int] = {}
-
-  def __call__(self, state: TrainState, frozen: dict, batch: Batch):
-    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-    if shapes not in self._compiled:
-      self._compiled[shapes] = self._compile(shapes, state, frozen, batch)
-    return self._compiled[shapes](state, frozen, batch)
-
-  def _compile(self, shapes: tuple, state: TrainState, frozen: dict, batch: Batch) -> Callable:
-    if len(self._compiled) == self._max_shapes:
-      raise UserError(
-        f"a batch of shapes {shapes} came after {self._max_shapes} declared ones; add it to "
-        "DatasetConfig.length_buckets"
-      )
-    began = time.perf_counter()
-    with jax.set_mesh(self._mesh):  # the model pins its activations to the mesh
-      compiled = self._jitted.lower(state, frozen, batch).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None, "every XLA back end analyses its memory"
-    sizes = {
-      "argument_bytes": memory.argument_size_in_bytes,
-      "temporary_bytes": memory.temp_size_in_bytes,
-    }
-    self.memory = {k: max(v, self.memory.get(k, 0)) for k, v in sizes.items()}
-    self._report(
-      f"train step compiled in {time.perf_counter() - began:.1f} s for batch {shapes[0]}; the compiler's memory per "
-      f"device: arguments {sizes['argument_bytes'] / 2**20:.1f} MiB, temporaries "
-      f"{sizes['temporary_bytes'] / 2**20:.1f} MiB"
-    )
-    return compiled
 
 
 def initial_state(path: str, state: TrainState, info: dict) -> TrainState:
@@ -236,17 +268,3 @@ def initial_state(path: str, state: TrainState, info: dict) -> TrainState:
   restored = source.restore(int(step), state, None, info)
   source.close()
   return dataclasses.replace(state, params=restored.params)
-
-
-class _StopFlag:
-  """Turns SIGTERM (a preemption notice) into "save after this step and leave"."""
-
-  def __init__(self):
-    self.raised = False
-    self._before = signal.signal(signal.SIGTERM, self._handle)
-
-  def _handle(self, signum, frame) -> None:
-    self.raised = True
-
-  def restore(self) -> None:
-    signal.signal(signal.SIGTERM, self._before)

@@ -5,17 +5,22 @@ import time
 
 
 class Progress:
-  """Speeds, time left, and what was skipped. Speeds are over the time since the last report."""
+  """Speeds, time left, and what was skipped. Speeds are over the time since the last report.
 
-  def __init__(self, total_steps: int, start_step: int):
+  `quiet` prints nothing: of a run's processes the first speaks for all.
+  """
+
+  def __init__(self, total_steps: int, start_step: int, *, quiet: bool = False):
     self._total = total_steps
+    self._quiet = quiet
     self._shown_at = time.perf_counter()
     self._shown_step = start_step
     self._audio_seconds = 0.0
 
   def note(self, text: str) -> None:
     """Prints one line."""
-    print(f"[slm_jax] {text}", file=sys.stderr, flush=True)
+    if not self._quiet:
+      print(f"[slm_jax] {text}", file=sys.stderr, flush=True)
 
   def advance(self, step: int, audio_seconds: float) -> dict[str, float]:
     """Counts a finished step; returns speeds since the last line shown."""

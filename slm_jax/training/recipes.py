@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax import interop
+from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.best_rq import BestRQ, BestRQConfig
@@ -88,8 +89,16 @@ class AdapterRecipe:
   language_model_remat: str = "none"
   # Target positions whose logits exist at a time, 0 for all: less memory with a large vocabulary.
   loss_chunk: int = 0
+  # Masks stretches of the spectrograms that the frozen encoder hears in training; None leaves them whole.
+  spec_augment: SpecAugmentConfig | None = None
+  # Of the frozen LM in training.
+  language_model_dropout: float = 0.0
 
   def __post_init__(self):
+    if not 0.0 <= self.language_model_dropout < 1.0:
+      raise ValueError(
+        f"language_model_dropout={self.language_model_dropout}: expected at least 0 and below 1"
+      )
     for name in ("speech_encoder_dtype", "language_model_dtype"):
       _check_one_of(name, getattr(self, name), COMPUTE_TYPES)
     _check_one_of("language_model_remat", self.language_model_remat, REMAT_POLICIES)
@@ -101,11 +110,11 @@ class AdapterRecipe:
       _check_same_pieces(encoder, lm, self)
     # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
     config = SLMConfig(
-      speech_encoder=dataclasses.replace(encoder.config.frozen(), dtype=self.speech_encoder_dtype),
+      speech_encoder=_heard_encoder(encoder.config, self),
       adapter=self.adapter,
       language_model=dataclasses.replace(
         lm.config,
-        dropout_rate=0.0,
+        dropout_rate=self.language_model_dropout,
         dtype=self.language_model_dtype,
         remat=self.language_model_remat,
       ),
@@ -135,6 +144,18 @@ class _Shape(NamedTuple):
   config: Any
   params: dict = {}
   tokenizer: Any = None
+
+
+def _heard_encoder(config: Any, recipe: AdapterRecipe) -> Any:
+  changes: dict[str, Any] = {"dtype": recipe.speech_encoder_dtype}
+  if recipe.spec_augment is not None:
+    if not isinstance(config, ConformerConfig):
+      raise UserError(
+        f"AdapterRecipe.spec_augment: {recipe.speech_encoder} has a frontend of its own, whose spectrograms are not "
+        "masked; set it to None"
+      )
+    changes["spec_augment"] = recipe.spec_augment
+  return dataclasses.replace(config.frozen(), **changes)
 
 
 def _open_encoder(recipe: AdapterRecipe) -> Any:

@@ -1,5 +1,6 @@
 """Reads a trained adapter back, over its frozen bases, ready to answer."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -11,27 +12,50 @@ from slm_jax.interop.placement import place_all
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.training import parameters
-from slm_jax.training.checkpoints import check_base
+from slm_jax.training.checkpoints import METRIC, check_base
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe
 
 PREFIX = "checkpoint_"
+# Instead of a step: the checkpoint of least held-out loss.
+BEST = "best"
 
 
-def checkpoint_folder(model_dir: str | Path, step: int | None = None) -> Path:
-  """The checkpoint of `step`, or the newest; raises UserError listing what is there."""
-  steps = sorted(
-    int(path.name.removeprefix(PREFIX))
-    for path in Path(model_dir).glob(f"{PREFIX}*")
-    if path.name.removeprefix(PREFIX).isdigit()
-  )
-  if not steps:
+def checkpoint_folder(model_dir: str | Path, step: int | str | None = None) -> Path:
+  """The checkpoint of `step`, the newest (None), or the one of least held-out loss (`BEST`).
+
+  Raises:
+    UserError: there is none such; the message lists what is there.
+  """
+  folders = {
+    int(path.name.removeprefix(PREFIX)): path
+    for path in Path(model_dir).absolute().glob(f"{PREFIX}*")
+    if path.name.removeprefix(PREFIX).isdigit() and ocp.utils.is_checkpoint_finalized(path)
+  }
+  if not folders:
     raise UserError(
       f"MODEL_DIR={str(model_dir)!r} holds no checkpoint_<step>; train first or point to a run"
     )
-  if step is not None and step not in steps:
-    raise UserError(f"MODEL_DIR={str(model_dir)!r} has no {PREFIX}{step}; it has steps {steps}")
-  return Path(model_dir).absolute() / f"{PREFIX}{steps[-1] if step is None else step}"
+  if step is None:
+    return folders[max(folders)]
+  if step == BEST:
+    losses = {path: loss for path in folders.values() if (loss := _held_out_loss(path)) is not None}
+    if not losses:
+      raise UserError(
+        f"MODEL_DIR={str(model_dir)!r} has no held-out losses to find the best checkpoint by; train with "
+        "train.eval_dataset, or give a step"
+      )
+    return min(losses, key=lambda path: losses[path])
+  if step not in folders:
+    raise UserError(
+      f"MODEL_DIR={str(model_dir)!r} has no {PREFIX}{step}; it has steps {sorted(folders)}"
+    )
+  return folders[step]  # pyright: ignore[reportArgumentType]
+
+
+def _held_out_loss(folder: Path) -> float | None:
+  path = folder / "metrics" / "metrics"
+  return json.loads(path.read_text()).get(METRIC) if path.is_file() else None
 
 
 def restore_trained(folder: Path) -> dict:
@@ -45,7 +69,7 @@ def restore_trained(folder: Path) -> dict:
 
 
 def load_speech_language_model(
-  recipe: AdapterRecipe, model_dir: str | Path, *, step: int | None, max_samples: int
+  recipe: AdapterRecipe, model_dir: str | Path, *, step: int | str | None, max_samples: int
 ) -> tuple[SpeechLanguageModel, int]:
   """An adapter run's model and the step it was saved at.
 

@@ -1,33 +1,48 @@
-"""Scalars of a run to `train.jsonl` and TensorBoard."""
+"""Scalars of a run to `train.jsonl`, `eval.jsonl` and TensorBoard."""
 
 import json
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+TRAIN, EVAL = "train", "eval"
+
 
 class ScalarWriter:
-  """Appends one line a report; a resumed run first drops the lines past the step it resumes from."""
+  """Appends one line a report; a resumed run first drops the lines past the step it resumes from.
 
-  def __init__(self, model_dir: Path, *, start_step: int):
-    self._path = model_dir / "train.jsonl"
-    kept = [line for line in read_scalars(self._path) if line["step"] <= start_step]
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.rename(self._path)
-    self._file = self._path.open("a")
+  `train.jsonl` has what steps report, `eval.jsonl` held-out losses. Of a run's processes the first
+  writes; the others are `silent`.
+  """
+
+  def __init__(self, model_dir: Path, *, start_step: int, silent: bool = False):
+    self._files = {}
+    self._board = None
+    if silent:
+      return
+    for name in (TRAIN, EVAL):
+      path = model_dir / f"{name}.jsonl"
+      kept = [line for line in read_scalars(path) if line["step"] <= start_step]
+      temporary = path.with_suffix(".tmp")
+      temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+      temporary.rename(path)
+      self._files[name] = path.open("a")
     self._board = SummaryWriter(str(model_dir / "tensorboard"), purge_step=start_step + 1)
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
+  def write(self, step: int, scalars: dict[str, float], *, kind: str = TRAIN) -> None:
     """Writes and flushes one report."""
-    self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-    self._file.flush()
+    if self._board is None:
+      return
+    self._files[kind].write(json.dumps({"step": step, **scalars}) + "\n")
+    self._files[kind].flush()
     for name, value in scalars.items():
-      self._board.add_scalar(f"train/{name}", value, step)
+      self._board.add_scalar(f"{kind}/{name}", value, step)
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    for file in self._files.values():
+      file.close()
+    if self._board is not None:
+      self._board.close()
 
 
 def read_scalars(path: Path) -> list[dict]:

@@ -59,7 +59,34 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> 
     )
 
 
-def shard_batch(batch, mesh: Mesh):
-  """Joins every process's rows of a host batch into global arrays split over `data` x `fsdp`."""
+def process_rows(
+  mesh: Mesh, batch_size: int, process_index: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of a batch on a process's devices, and those of them that no process before it has, growing.
+
+  With a tensor axis across processes several hold the same rows; each row is one process's own.
+  """
+  index = jax.process_index() if process_index is None else process_index
   sharding = NamedSharding(mesh, BATCH_SPEC)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  rows_of: dict[int, set[int]] = {}
+  for device, (rows,) in sharding.devices_indices_map((batch_size,)).items():
+    rows_of.setdefault(device.process_index, set()).update(range(*rows.indices(batch_size)))
+  mine = rows_of.get(index, set())
+  before = set().union(*(rows for process, rows in rows_of.items() if process < index))
+  return np.array(sorted(mine), np.int64), np.array(sorted(mine - before), np.int64)
+
+
+def shard_batch(batch, mesh: Mesh, batch_size: int):
+  """Joins every process's rows, as of `process_rows`, into global arrays split over `data` x `fsdp`."""
+  sharding = NamedSharding(mesh, BATCH_SPEC)
+  rows, _ = process_rows(mesh, batch_size)
+
+  def join(x: np.ndarray) -> jax.Array:
+    def shard(index) -> np.ndarray:
+      first, end, _ = index[0].indices(batch_size)
+      start = np.searchsorted(rows, first)
+      return x[start : start + end - first]
+
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
+
+  return jax.tree.map(join, batch)

@@ -42,7 +42,8 @@ def make_train_step(
   """Builds `step(state, frozen, batch) -> (state, metrics)`.
 
   Losses are summed over the batch and divided by its total weight once, so that microbatches change nothing but memory
-  and rounding. `frozen` is a plain argument: it has no gradient and no state.
+  and rounding. `frozen` is a plain argument: it has no gradient and no state. Where loss or gradient is not finite,
+  the step counts and nothing else changes: neither parameters nor the optimizer's state.
   """
 
   def loss(trained: dict, frozen: dict, batch: Batch, rng: jax.Array):
@@ -71,6 +72,12 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": sums["loss"] / weight, "grad_norm": optax.global_norm(grads)}
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
     if "correct" in sums:
       metrics["accuracy"] = sums["correct"] / weight
     metrics["target_tokens"] = sums["weight"]

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from slm_jax.batch import Batch
 from slm_jax.data.augmentation import AugmentationConfig
-from slm_jax.data.batches import EvalExamples, TrainBatches, drop_over_long
+from slm_jax.data.batches import EvalExamples, TrainBatches
 from slm_jax.data.seqio_cache import cache_task
+from slm_jax.data.share_stream import drop_over_long
 from slm_jax.data.speech_corpus import MiniSpeechSource
 from slm_jax.data.speech_tasks import add_speech_task
 from slm_jax.errors import UserError
@@ -111,11 +112,79 @@ def test_shares_are_disjoint_and_an_epoch_has_every_example_once(speech):
   seqio.TaskRegistry.get("spoken_repeat")._shuffle_buffer_size = 1
   whole = rows(batches("spoken_repeat", batch_size=1), SIZE)
   assert len(set(whole)) == SIZE
-  shares = [
-    rows(batches("spoken_repeat", batch_size=1, shard_index=i, num_shards=2), SIZE // 2)
-    for i in range(2)
-  ]
-  assert sorted(shares[0] + shares[1]) == sorted(whole)
+  halves = take(batches("spoken_repeat", batch_size=2, num_shards=2), SIZE // 2)
+  targets = np.concatenate([batch["decoder_target_tokens"] for batch in halves])
+  assert sorted(row.tobytes() for row in targets) == sorted(whole)
+
+
+def test_shares_mix_their_tasks_independently(speech):
+  steps = take(batches(batch_size=2, num_shards=2), 20)
+  source = batches(batch_size=2, num_shards=2)
+  tasks = []
+  for _ in steps:
+    next(source)
+    tasks.append([name.rsplit("-", 1)[0] for name in source.example_ids])
+  assert any(first == second for first, second in tasks)
+  assert any(first != second for first, second in tasks)
+
+
+BUCKETS = ({**LENGTHS, "audio": 5_000}, LENGTHS)
+
+
+@pytest.mark.parametrize(
+  ("num_shards", "buckets"), [(1, BUCKETS), (2, ()), (4, BUCKETS)], ids=["1", "2", "4"]
+)
+def test_rows_are_the_same_whoever_reads_them(speech, tmp_path, num_shards, buckets):
+  """Two processes' rows, of which two are on both, are one process's; so they are from a position that
+  one process has saved, and one's from theirs."""
+
+  def read(rows=None, own_rows=None, **kwargs):
+    return batches(
+      batch_size=8, num_shards=num_shards, rows=rows, own_rows=own_rows, buckets=buckets, **kwargs
+    )
+
+  parts = [range(5), range(3, 8)], [range(5), range(5, 8)]
+  longest: list[int] = []
+
+  def pair():
+    # What the processes would tell one another: the largest bucket of both.
+    return [
+      read(rows, own, agree_on_bucket=lambda bucket: max(bucket, longest[-1]))
+      for rows, own in zip(*parts, strict=True)
+    ]
+
+  def check(whole, processes):
+    for _ in range(12):
+      batch = next(whole)
+      sizes = [b["audio"] for b in buckets] or [LENGTHS["audio"]]
+      longest.append(sizes.index(batch["audio"].shape[1]))
+      ids = []
+      for rows, process in zip(parts[0], processes, strict=True):
+        part = next(process)
+        for name, value in batch.items():
+          np.testing.assert_array_equal(part[name], value[list(rows)])
+        ids += process.example_ids
+      assert ids == whole.example_ids and len(ids) == 8
+
+  whole, processes = read(), pair()
+
+  def save(folder, *sources):
+    folder.mkdir()
+    for source in sources:
+      source.save(str(folder))
+    return str(folder)
+
+  check(whole, processes)
+  one, several = save(tmp_path / "one", whole), save(tmp_path / "several", *processes)
+  resumed, resumed_processes = read(), pair()
+  for process in resumed_processes:
+    process.restore(one)
+  resumed.restore(several)
+  total = [sum(p.skipped.get(name, 0) for p in resumed_processes) for name in LENGTHS]
+  assert total == [resumed.skipped[name] for name in LENGTHS]
+  check(resumed, resumed_processes)
+  with pytest.raises(UserError, match="batch_size=8, this run has 16"):
+    batches(batch_size=16, num_shards=num_shards, buckets=buckets).restore(one)
 
 
 def test_over_long_examples_are_left_out_and_counted(speech):
@@ -149,7 +218,7 @@ def test_drop_over_long_counts_exactly():
 
 
 def test_lengths_that_nothing_fits_are_the_users_mistake(speech, monkeypatch):
-  monkeypatch.setattr("slm_jax.data.batches.MAX_DROPPED_IN_A_ROW", 50)
+  monkeypatch.setattr("slm_jax.data.share_stream.MAX_DROPPED_IN_A_ROW", 50)
   with pytest.raises(UserError, match="50 examples in a row.*'audio': 100"):
     next(batches(lengths={**LENGTHS, "audio": 100}))
 
