@@ -18,6 +18,7 @@ def run(argv: list[str]) -> int:
   )
   processes.add_flags(parser)
   flags, bindings = parse(parser, argv)
+  where = processes.processes_config(flags)
   from slm_jax import config
   from slm_jax.cli.batches import open_batches, open_held_out
   from slm_jax.training.loop import train
@@ -28,7 +29,7 @@ def run(argv: list[str]) -> int:
   if flags.dry_run:
     print(config.operative())
     return 0
-  with joined(processes.processes_config(flags)) as run_processes:
+  with joined(where) as run_processes:
     result = train(
       run_config,
       open_batches(run_config, flags, run_processes),

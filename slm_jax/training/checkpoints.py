@@ -17,7 +17,6 @@ from etils import epath
 from slm_jax.errors import UserError
 from slm_jax.training.step import TrainState
 
-
 # What checkpoints are compared by; less is better.
 METRIC = "eval_loss"
 

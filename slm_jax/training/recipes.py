@@ -91,14 +91,8 @@ class AdapterRecipe:
   loss_chunk: int = 0
   # Masks stretches of the spectrograms that the frozen encoder hears in training; None leaves them whole.
   spec_augment: SpecAugmentConfig | None = None
-  # Of the frozen LM in training.
-  language_model_dropout: float = 0.0
 
   def __post_init__(self):
-    if not 0.0 <= self.language_model_dropout < 1.0:
-      raise ValueError(
-        f"language_model_dropout={self.language_model_dropout}: expected at least 0 and below 1"
-      )
     for name in ("speech_encoder_dtype", "language_model_dtype"):
       _check_one_of(name, getattr(self, name), COMPUTE_TYPES)
     _check_one_of("language_model_remat", self.language_model_remat, REMAT_POLICIES)
@@ -108,13 +102,13 @@ class AdapterRecipe:
     encoder, lm = _open_encoder(self), _open_language_model(self)
     if self.adapter.ctc_embeddings:
       _check_same_pieces(encoder, lm, self)
-    # Frozen models neither drop out nor see masked spectrograms unless the adapter's run asks for it.
+    # Frozen models do not drop out, and hear masked spectrograms only where the run asks for it.
     config = SLMConfig(
       speech_encoder=_heard_encoder(encoder.config, self),
       adapter=self.adapter,
       language_model=dataclasses.replace(
         lm.config,
-        dropout_rate=self.language_model_dropout,
+        dropout_rate=0.0,
         dtype=self.language_model_dtype,
         remat=self.language_model_remat,
       ),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
@@ -19,7 +20,11 @@ from slm_jax.training.fake_batches import FakeBatches
 from slm_jax.training.loop import train
 from slm_jax.training.optimizer import OptimizerConfig
 from slm_jax.training.recipes import AdapterRecipe
-from slm_jax.training.restore import load_speech_language_model, restore_trained
+from slm_jax.training.restore import (
+  checkpoint_folder,
+  load_speech_language_model,
+  restore_trained,
+)
 from slm_jax.training.scalars import read_scalars
 from slm_jax.training.sharding import MeshConfig
 
@@ -192,11 +197,95 @@ def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_pa
   assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, tiny_bases):
-  optimizer = OptimizerConfig(learning_rate=1e30, warmup_steps=1, decay="constant")
-  config = make_config(tmp_path, tiny_bases, optimizer=optimizer, checkpoint_period=1)
-  with pytest.raises(UserError, match="step .* loss"):
+class Poisoned(FakeBatches):
+  """Batches of which some have no weight that is a number."""
+
+  def __init__(self, config, steps: set[int]):
+    super().__init__(config)
+    self._steps = steps
+
+  def __next__(self):
+    arrays = super().__next__()
+    if self._index in self._steps:
+      arrays["decoder_loss_weights"] = arrays["decoder_loss_weights"] * np.float32("nan")
+    return arrays
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_examples_and_checkpoint(
+  tmp_path, tiny_bases
+):
+  config = make_config(tmp_path, tiny_bases, checkpoint_period=2)
+  with pytest.raises(UserError, match=r"step 4: loss nan.*fake-3-0, fake-3-1.*/checkpoint_2"):
+    train(config, Poisoned(DATASET, {4}))
+  lines = (tmp_path / "run" / "skipped_steps.jsonl").read_text().strip().split("\n")
+  assert [json.loads(line)["step"] for line in lines] == [4]
+  assert json.loads(lines[0])["example_ids"] == [f"fake-3-{row}" for row in range(8)]
+  assert not (tmp_path / "run" / "checkpoint_4").exists()
+  # The same batch with numbers in it: the run goes on as if nothing had happened.
+  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
+  assert_same(
+    jax.device_get(whole.state.params),
+    jax.device_get(train(config, FakeBatches(DATASET)).state.params),
+  )
+
+
+def test_steps_within_the_budget_are_skipped_and_counted_across_a_resume(tmp_path, tiny_bases):
+  def run(steps: int, poisoned: set[int], budget: int = 2):
+    config = make_config(tmp_path, tiny_bases, total_steps=steps, nonfinite_budget=budget)
+    return train(config, Poisoned(DATASET, poisoned)).state
+
+  before = run(3, set())
+  after = run(4, {4})
+  assert_same(jax.device_get(before.params), jax.device_get(after.params))
+  for old, new in zip(
+    jax.tree.leaves(before.opt_state), jax.tree.leaves(after.opt_state), strict=True
+  ):
+    np.testing.assert_array_equal(old, new)
+  assert int(after.step) == 4
+  run(6, {5})
+  with pytest.raises(UserError, match="step 8: loss nan"):
+    run(9, {8})
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, tiny_bases, capsys):
+  held_out = dataclasses.replace(DATASET, seed=1)
+  # Grows until it ruins the adapter, so that the best is not the newest.
+  optimizer = OptimizerConfig(learning_rate=3e-2, warmup_steps=1, decay="constant")
+  config = make_config(
+    tmp_path,
+    tiny_bases,
+    optimizer=optimizer,
+    total_steps=8,
+    checkpoint_period=1,
+    keep_checkpoints=1,
+    eval_dataset=held_out,
+    eval_steps=2,
+  )
+  train(config, FakeBatches(DATASET), held_out=FakeBatches(held_out))
+  lines = read_scalars(tmp_path / "run" / "eval.jsonl")
+  assert [line["step"] for line in lines] == list(range(1, 9))
+  best = min(lines, key=lambda line: line["eval_loss"])["step"]
+  kept = {path.name for path in (tmp_path / "run").glob("checkpoint_*")}
+  assert kept == {f"checkpoint_{best}", "checkpoint_8"}
+  assert checkpoint_folder(config.model_dir, "best").name == f"checkpoint_{best}"
+  assert checkpoint_folder(config.model_dir).name == "checkpoint_8"
+  assert f"eval_loss {lines[-1]['eval_loss']:.4f}" in capsys.readouterr().err
+
+
+def test_without_held_out_losses_there_is_no_best(tmp_path, tiny_bases):
+  config = make_config(tmp_path, tiny_bases, total_steps=1)
+  train(config, FakeBatches(DATASET))
+  with pytest.raises(UserError, match="no held-out losses.*train.eval_dataset"):
+    checkpoint_folder(config.model_dir, "best")
+
+
+def test_a_frozen_encoder_hears_masked_spectrograms_where_the_run_asks_for_it(tmp_path, tiny_bases):
+  plain = make_config(tmp_path / "plain", tiny_bases, total_steps=1)
+  masked = dataclasses.replace(plain.model, spec_augment=SpecAugmentConfig())
+  other = dataclasses.replace(plain, model=masked, model_dir=str(tmp_path / "masked"))
+  for config in (plain, other):
     train(config, FakeBatches(DATASET))
+  assert losses(plain) != losses(other)
 
 
 def test_trained_adapter_answers_and_another_base_is_refused(tmp_path, tiny_bases):
