@@ -20,6 +20,7 @@ setup(
   package_data={"slm_jax": ["assets/**/*", "data/mini_world/*.tsv"]},
   python_requires=">=3.11",
   install_requires=[
+    "array_record>=0.7",
     "etils>=1.7",
     "flax>=0.12",
     "gin-config>=0.5",
@@ -32,6 +33,7 @@ setup(
     "numpy>=1.26",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
+    "pyarrow>=18",
     "PyYAML>=6",
     "rich>=13",
     "sacrebleu>=2.4",
@@ -46,11 +48,14 @@ setup(
     "tokenizers>=0.21",
   ],
   extras_require={
+    # MP4 audio. The wheel's FFmpeg brings x264 and x265, which are GPL-2; only audio decoding is used.
+    "m4a": ["av>=14"],
     # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.
     "mini": ["espeakng-loader>=0.2"],
     # TPU's compiler, for compiling ahead of time on a machine without one.
     "compile": ["libtpu>=0.0.42"],
     "test": [
+      "av>=14",
       "libtpu>=0.0.42",
       "pyright>=1.1.390",
       "pytest>=8",

@@ -1,10 +1,11 @@
 """Audio files as 16 kHz mono int16: decoding, resampling, and cutting long recordings into chunks.
 
-Host-side only (NumPy, soundfile, soxr). A file that cannot be used raises `UserError`, one line
-that names the file, what was expected and what to do.
+Host-side only (NumPy, soundfile, soxr; PyAV for MP4). A file that cannot be used raises `UserError`,
+one line that names the file, what was expected and what to do.
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from slm_jax.audio import mp4_audio
 from slm_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -30,7 +32,7 @@ _STREAMED_SIZES = (
   0x7FFFFFFF,
   0xFFFFFFFF,
 )  # data sizes that a writer to a pipe leaves in a WAV header
-_FORMATS = "WAV, FLAC, OGG, MP3 or AIFF"
+_FORMATS = "WAV, FLAC, OGG, MP3, M4A or AIFF"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,32 +54,70 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
 
   Samples are not decoded, so non-finite or damaged data is found by `read_audio` only.
   """
-  with _open(path) as file:
-    return _info(file)
+  name, head = _named(path), _head(path)
+  if mp4_audio.is_mp4(head):
+    with mp4_audio.open_stream(os.fspath(path), name) as stream:
+      return AudioInfo(
+        sample_rate=stream.sample_rate,
+        channels=stream.channels,
+        frames=round(stream.seconds * stream.sample_rate),
+        subtype=stream.codec,
+      )
+  with _sound_file(os.fsencode(path), head, name) as file:
+    return _info(file, name)
 
 
 def read_audio(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-  """Decodes any file libsndfile knows → int16 `[S]` at `sample_rate` Hz, the mean of its channels.
+  """Decodes a file (WAV, FLAC, Ogg, MP3, AIFF, M4A) → int16 `[S]`, the mean of its channels.
 
-  Decoded and resampled block by block, so an hour of 48 kHz stereo needs little more than the
-  result. A 16-bit mono file already at `sample_rate` is returned bit for bit. Samples beyond full
-  scale saturate and never wrap.
+  `sample_rate` is that of the result, in Hz. Decoded and resampled block by block, so an hour of 48
+  kHz stereo needs little more than the result. A 16-bit mono file already at `sample_rate` is
+  returned bit for bit. Samples beyond full scale saturate and never wrap.
 
   Raises:
     UserError: missing, a directory, unreadable, empty, not audio, damaged or cut off, no samples,
       NaN or infinite samples, or a header outside sensible limits.
   """
-  with _open(path) as file:
-    info = _info(file)
-    blocks = _mono_blocks(path, file, info)
-    if info.sample_rate != sample_rate:
-      blocks = _resampled(blocks, info.sample_rate, sample_rate)
-    pcm = bytearray()  # grows in place: joining a list of blocks would hold the recording twice
-    for block in blocks:
-      pcm += to_int16(block).tobytes()
-  if not pcm:
-    raise _zero_samples(path)
-  return np.frombuffer(pcm, np.int16)
+  return _decode(path, _head(path), _named(path), sample_rate)
+
+
+def decode_audio(data: bytes, name: str, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+  """As `read_audio`, of a file's content; `name` is what errors call it."""
+  if not data:
+    raise UserError(f"{name} is empty (0 bytes), expected audio; write the record again")
+  return _decode(io.BytesIO(data), data[:64], name, sample_rate)
+
+
+def convert_samples(
+  samples: np.ndarray, source_rate: int, name: str, sample_rate: int = SAMPLE_RATE
+) -> np.ndarray:
+  """Samples that are decoded already → int16 `[S]` at `sample_rate`, as `read_audio` makes them.
+
+  Args:
+    samples: `[s]`; integers are PCM16 values, floats in ±1.
+    source_rate: of `samples`, in Hz.
+    name: what errors call them.
+
+  Raises:
+    UserError: no samples, not one axis, integers beyond int16, NaN, infinite or unscaled floats, or
+      a rate outside sensible limits.
+  """
+  if samples.ndim != 1:
+    raise UserError(f"{name} has shape {list(samples.shape)}, expected one axis of samples")
+  if not samples.size:
+    raise _zero_samples(name)
+  _check_rate(source_rate, name)
+  if np.issubdtype(samples.dtype, np.integer):
+    if samples.min() < -FULL_SCALE or samples.max() >= FULL_SCALE:
+      raise UserError(f"{name} holds integers beyond int16; write PCM16 or floats in ±1")
+    if source_rate == sample_rate:
+      return samples.astype(np.int16)
+    block = samples.astype(np.float32) / FULL_SCALE
+  else:
+    block = samples.astype(np.float32)
+    _check_finite(block, 0, source_rate, name)
+    _check_scale(block, name)
+  return _pcm16(iter([block]), source_rate, name, sample_rate)
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
@@ -137,9 +177,40 @@ def _quietest(samples: np.ndarray, window: int) -> int:
   return last + window // 2
 
 
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-  name = _named(path)
-  file = pathlib.Path(path)
+def _decode(
+  file: str | os.PathLike[str] | io.BytesIO, head: bytes, name: str, sample_rate: int
+) -> np.ndarray:
+  """`file` is a path or a file's content, `head` the first bytes of it."""
+  if mp4_audio.is_mp4(head):
+    with mp4_audio.open_stream(file, name) as stream:
+      _check_rate(stream.sample_rate, name)
+      return _pcm16(stream.mono_blocks(), stream.sample_rate, name, sample_rate)
+  # Encoded here: soundfile refuses a str that is not UTF-8, but takes any bytes.
+  source = file if isinstance(file, io.BytesIO) else os.fsencode(file)
+  with _sound_file(source, head, name) as sound:
+    info = _info(sound, name)
+    return _pcm16(_mono_blocks(name, sound, info), info.sample_rate, name, sample_rate)
+
+
+def _pcm16(
+  blocks: Iterator[np.ndarray], source_rate: int, name: str, sample_rate: int
+) -> np.ndarray:
+  """Joins float32 blocks `[frames]`, resampled, as int16 `[S]`."""
+  if source_rate != sample_rate:
+    blocks = _resampled(blocks, source_rate, sample_rate)
+  pcm = bytearray()  # grows in place: joining a list of blocks would hold the recording twice
+  for block in blocks:
+    pcm += to_int16(block).tobytes()
+    if len(pcm) // 2 > _MAX_SECONDS * sample_rate:
+      raise UserError(f"{name} is longer than {_MAX_SECONDS // 3600} h; cut it into several files")
+  if not pcm:
+    raise _zero_samples(name)
+  return np.frombuffer(pcm, np.int16)
+
+
+def _head(path: str | os.PathLike[str]) -> bytes:
+  """The first bytes of a file; raises UserError if there are none to be had."""
+  name, file = _named(path), pathlib.Path(path)
   try:
     if file.is_dir():
       raise UserError(f"{name} is a directory, expected one audio file; name a file inside it")
@@ -149,13 +220,17 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
       raise UserError(f"{name} is not a regular file; save the audio to a file first")
     with open(file, "rb") as raw:
       head = raw.read(64)
-  except OSError as error:
-    raise UserError(f"{name} cannot be read: {error.strerror}; check its permissions") from error
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"{name} cannot be read: {reason}; check its permissions") from error
   if not head:
     raise UserError(f"{name} is empty (0 bytes), expected audio; copy or record it again")
+  return head
+
+
+def _sound_file(source: bytes | io.BytesIO, head: bytes, name: str) -> soundfile.SoundFile:
   try:
-    # Encoded here: soundfile refuses a str that is not UTF-8, but takes any bytes.
-    return soundfile.SoundFile(os.fsencode(file))  # pyright: ignore[reportArgumentType]
+    return soundfile.SoundFile(source)  # pyright: ignore[reportArgumentType]
   except (soundfile.LibsndfileError, TypeError, ValueError) as error:
     if _is_text(head):
       start = " ".join(head[:24].decode(errors="replace").split())
@@ -167,23 +242,26 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
     raise UserError(message) from error
 
 
-def _info(file: soundfile.SoundFile) -> AudioInfo:
-  name = _named(file.name)
-  if not _MIN_RATE <= file.samplerate <= _MAX_RATE:
-    raise UserError(
-      f"{name} has an absurd header: {file.samplerate} Hz, expected {_MIN_RATE} to {_MAX_RATE} Hz;"
-      " write the file again"
-    )
+def _info(file: soundfile.SoundFile, name: str) -> AudioInfo:
+  _check_rate(file.samplerate, name)
   if file.frames == 0:
-    raise _zero_samples(file.name)
+    raise _zero_samples(name)
   if file.format in ("WAV", "WAVEX"):
-    _check_wav_size(file)
+    _check_wav_size(file, name)
   return AudioInfo(
     sample_rate=file.samplerate, channels=file.channels, frames=file.frames, subtype=file.subtype
   )
 
 
-def _check_wav_size(file: soundfile.SoundFile) -> None:
+def _check_rate(rate: int, name: str) -> None:
+  if not _MIN_RATE <= rate <= _MAX_RATE:
+    raise UserError(
+      f"{name} has an absurd header: {rate} Hz, expected {_MIN_RATE} to {_MAX_RATE} Hz; write the"
+      " file again"
+    )
+
+
+def _check_wav_size(file: soundfile.SoundFile, name: str) -> None:
   """libsndfile shortens a WAV whose data ends early and says so only in its log."""
   found = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
   if found is None:
@@ -191,16 +269,14 @@ def _check_wav_size(file: soundfile.SoundFile) -> None:
   promised, present = int(found[1]), int(found[2])
   if promised > present and promised not in _STREAMED_SIZES:
     raise UserError(
-      f"{_named(file.name)} is cut off: its header promises {promised} bytes of audio and {present}"
+      f"{name} is cut off: its header promises {promised} bytes of audio and {present}"
       " are there; copy it again"
     )
 
 
-def _mono_blocks(
-  path: str | os.PathLike[str], file: soundfile.SoundFile, info: AudioInfo
-) -> Iterator[np.ndarray]:
+def _mono_blocks(name: str, file: soundfile.SoundFile, info: AudioInfo) -> Iterator[np.ndarray]:
   """Yields float32 `[frames]`, the mean of the channels, checked for damage."""
-  name, read = _named(path), 0
+  read = 0
   is_float = info.subtype in ("FLOAT", "DOUBLE")
   while True:
     try:
@@ -212,22 +288,31 @@ def _mono_blocks(
       ) from error
     if not len(block):
       break
-    if not np.isfinite(block).all():
-      at = (read + int(np.argmin(np.isfinite(block).all(axis=1)))) / info.sample_rate
-      raise UserError(f"{name} holds NaN or infinite samples at {at:.3f} s; write it again")
-    if is_float and (peak := float(np.abs(block).max())) > _MAX_FLOAT_PEAK:
-      raise UserError(
-        f"{name} holds float samples up to {peak:.6g}, expected ±1; divide them by their full scale"
-      )
+    _check_finite(block, read, info.sample_rate, name)
+    if is_float:
+      _check_scale(block, name)
     read += len(block)
-    if read > _MAX_SECONDS * info.sample_rate:
-      raise UserError(f"{name} is longer than {_MAX_SECONDS // 3600} h; cut it into several files")
     yield block.mean(axis=1)
   # MP3 headers state estimates; every other format states the count.
   if read < info.frames and file.format != "MP3":
     raise UserError(
       f"{name} is cut off or has an absurd header: {read} of {info.frames} samples are there;"
       " copy or convert it again"
+    )
+
+
+def _check_finite(block: np.ndarray, before: int, rate: int, name: str) -> None:
+  """Raises UserError for samples `[frames, …]`, after `before` others, that are not finite."""
+  finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+  if not finite.all():
+    at = (before + int(np.argmin(finite))) / rate
+    raise UserError(f"{name} holds NaN or infinite samples at {at:.3f} s; write it again")
+
+
+def _check_scale(block: np.ndarray, name: str) -> None:
+  if (peak := float(np.abs(block).max())) > _MAX_FLOAT_PEAK:
+    raise UserError(
+      f"{name} holds float samples up to {peak:.6g}, expected ±1; divide them by their full scale"
     )
 
 
@@ -238,8 +323,8 @@ def _resampled(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterat
   yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _zero_samples(path: str | os.PathLike[str] | int) -> UserError:
-  return UserError(f"{_named(path)} holds no audio samples; record or export it again")
+def _zero_samples(name: str) -> UserError:
+  return UserError(f"{name} holds no audio samples; record or export it again")
 
 
 def _named(path) -> str:

@@ -298,3 +298,44 @@ def test_no_samples_give_no_chunk():
 def test_impossible_limits_are_refused(arguments):
   with pytest.raises(ValueError, match="must be"):
     files.split_audio(_noise(100), **arguments)
+
+
+# --- contents and samples ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["wav", "flac", "ogg", "mp3"])
+def test_a_files_content_is_read_as_the_file(tmp_path, container):
+  path = tmp_path / f"a.{container}"
+  soundfile.write(path, _tone(22_050), 22_050)
+  result = files.decode_audio(path.read_bytes(), "record 3")
+  np.testing.assert_array_equal(result, files.read_audio(path))
+  with pytest.raises(UserError, match="^record 3 is empty"):
+    files.decode_audio(b"", "record 3")
+  with pytest.raises(UserError, match="^record 3 is not audio"):
+    files.decode_audio(bytes(range(256)), "record 3")
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int64", "float32", "float64"])
+def test_samples_become_what_their_file_would(tmp_path, dtype):
+  tone = _tone(8_000)
+  pcm = files.to_int16(tone)
+  soundfile.write(tmp_path / "a.wav", pcm, 8_000)
+  samples = pcm.astype(dtype) / (files.FULL_SCALE if "float" in dtype else 1)
+  result = files.convert_samples(samples.astype(dtype), 8_000, "record")
+  np.testing.assert_array_equal(result, files.read_audio(tmp_path / "a.wav"))
+
+
+@pytest.mark.parametrize(
+  ("samples", "rate", "says"),
+  [
+    (np.zeros(0), 16_000, "no audio samples"),
+    (np.zeros((2, 9)), 16_000, r"shape \[2, 9\]"),
+    (np.array([0, 40_000]), 16_000, "beyond int16"),
+    (np.array([0.0, np.nan]), 16_000, "NaN or infinite samples at 0.000 s"),
+    (np.array([0.0, 3_000.0]), 16_000, "expected ±1"),
+    (np.zeros(9), 0, "0 Hz"),
+  ],
+)
+def test_unusable_samples_are_named(samples, rate, says):
+  with pytest.raises(UserError, match=f"^record 3 .*{says}"):
+    files.convert_samples(samples, rate, "record 3")
