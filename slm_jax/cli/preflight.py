@@ -24,6 +24,7 @@ def run(argv: list[str]) -> int:
     default=[],
     help="chip and shape of a slice, v5e:4x4; repeatable; `local` for the devices at hand",
   )
+  parser.add_argument("--num_slices", type=int, default=1, help="of the topology, joined by DCN")
   parser.add_argument("--search", help="a chip, v5e: smallest slice that fits, largest batch on it")
   parser.add_argument("--programs", default="train,encode,decode", help="which to compile")
   parser.add_argument("--num_beams", type=int, default=4, help="of decoding")
@@ -32,6 +33,10 @@ def run(argv: list[str]) -> int:
   flags, bindings = parse(parser, argv)
   if bool(flags.topology) == bool(flags.search):
     raise UserError("give either --topology=v5e:4x4 (repeatable) or --search=v5e")
+  if flags.num_slices < 1 or (flags.num_slices > 1 and (flags.search or "local" in flags.topology)):
+    raise UserError(
+      f"--num_slices={flags.num_slices}: expected 1 or more, of a --topology such as v5e:4x4"
+    )
   if "local" not in flags.topology:
     # The compiler for TPUs needs none, and an accelerator that is here is left alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -69,7 +74,14 @@ def _reports(flags: argparse.Namespace, bindings: list[str]) -> list:
   if flags.search:
     return search(config, chip_of(flags.search), note=_note)
   return [
-    preflight(config, topology, programs=programs, num_beams=flags.num_beams, note=_note)
+    preflight(
+      config,
+      topology,
+      num_slices=flags.num_slices,
+      programs=programs,
+      num_beams=flags.num_beams,
+      note=_note,
+    )
     for topology in flags.topology
   ]
 

@@ -16,8 +16,8 @@ _ENVIRONMENT = {
 }
 
 
-def slice_devices(topology: str) -> list:
-  """Devices of a slice such as "v5e:4x4" or "v4:4x4x4"; programs compile for them, none can run.
+def slice_devices(topology: str, num_slices: int = 1) -> list:
+  """Devices of slices such as "v5e:4x4" or "v4:4x4x4"; programs compile for them, none can run.
 
   Raises:
     UserError: libtpu is not installed, or knows no such slice.
@@ -35,6 +35,8 @@ def slice_devices(topology: str) -> list:
   if topology.startswith("v4:"):
     # As programs run there: both cores of a chip are one device with the chip's whole memory.
     options["chip_config_name"] = "megacore"
+  if num_slices > 1:
+    options["num_slices"] = num_slices
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     return list(found.devices)

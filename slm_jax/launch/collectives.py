@@ -8,9 +8,12 @@ import dataclasses
 import math
 import re
 
+# What crosses the network that joins slices, sent through the hosts.
+BETWEEN_SLICES = "between-slices"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_FROM_SLICE = re.compile(r"= (.+?) recv\(.*xla_megascale_runtime")
 _ARRAY = re.compile(r"(\w+?)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|to_apply|calls|branch_computations)=(?:%?([\w.\-]+)|\{(.+?)\})")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -81,6 +84,9 @@ def collectives(text: str) -> Collectives:
         key = f"channel {channel[1]}" if channel else f"{name} {number}"
         before = found.get(key, ("", 0, 0))
         found[key] = match[2], max(_array_bytes(match[1]), before[1]), max(times, before[2])
+        continue
+      if match := _FROM_SLICE.search(line):
+        found[f"{name} {number}"] = BETWEEN_SLICES, _array_bytes(match[1]), times
         continue
       trips = _trips(line, computations)
       for one, several in _CALLED.findall(line):

@@ -124,6 +124,7 @@ def preflight(
   config: TrainConfig,
   topology: str,
   *,
+  num_slices: int = 1,
   programs: Sequence[str] = PROGRAMS,
   num_beams: int = 4,
   note: Callable[[str], None] = lambda line: None,
@@ -133,6 +134,7 @@ def preflight(
   Args:
     config: the run; nothing is read of its data, and of its bases no more than shapes.
     topology: such as "v5e:4x4", or "local" for the devices at hand.
+    num_slices: how many of them, joined by the data centre's network.
     programs: of `PROGRAMS`.
     num_beams: of the decoding.
     note: told what is being done.
@@ -142,7 +144,7 @@ def preflight(
       slice.
   """
   chip = None if topology == LOCAL else chip_of(topology)
-  devices = jax.devices() if chip is None else slice_devices(topology)
+  devices = jax.devices() if chip is None else slice_devices(topology, num_slices)
   run = abstract_run(config, make_mesh(config.mesh, devices))
   by_kind = {
     "frozen": share_bytes(run.frozen),
@@ -151,7 +153,7 @@ def preflight(
     "batch": share_bytes(run.batch),
   }
   report = Report(
-    topology=topology,
+    topology=topology if num_slices == 1 else f"{num_slices} x {topology}",
     chips=len(devices),
     mesh=dict(run.mesh.shape),
     batch_size=config.train_dataset.batch_size,

@@ -11,7 +11,7 @@ import dataclasses
 
 from slm_jax.launch.abstract_run import AbstractRun
 from slm_jax.launch.chips import Chip
-from slm_jax.launch.collectives import Collectives
+from slm_jax.launch.collectives import BETWEEN_SLICES, Collectives
 from slm_jax.launch.programs import matrix_parameters, positions, share_bytes
 from slm_jax.models.slm import SLM
 
@@ -63,7 +63,7 @@ def train_step_roofline(run: AbstractRun, chip: Chip, sent: Collectives, remat: 
   seconds = {
     "products": (useful + again) / chips / chip.flops,
     "memory": read / chip.memory_bandwidth,
-    "interconnect": sent.total_bytes / chip.interconnect,
+    "interconnect": (sent.total_bytes - sent.size.get(BETWEEN_SLICES, 0)) / chip.interconnect,
   }
   return Roofline(
     model_flops=useful,

@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.errors import UserError
@@ -31,7 +32,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-  """Builds the mesh `(data, fsdp, tensor)` over `devices` (default: all); raises UserError if they do not fit."""
+  """Builds the mesh `(data, fsdp, tensor)` over `devices` (default: all).
+
+  Neighbours on a mesh axis are neighbours on a TPU's wires. Of several slices each is a part of the
+  `data` axis, so that only the adapter's gradient crosses the network between them.
+
+  Raises:
+    UserError: the sizes do not fit the devices, or `data` does not divide over the slices.
+  """
   devices = devices if devices is not None else jax.devices()
   sizes = [config.data, config.fsdp, config.tensor]
   known = math.prod(size for size in sizes if size != -1)
@@ -41,7 +49,24 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
       f"their number; change MeshConfig.data, .fsdp or .tensor"
     )
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
+  slices = len({getattr(device, "slice_index", None) for device in devices})
+  if sizes[0] % slices:
+    raise UserError(
+      f"mesh data = {sizes[0]} does not divide over {slices} slices, each of which holds whole models; set "
+      f"MeshConfig.data={slices} or a multiple"
+    )
+  return Mesh(_arranged(devices, sizes, slices), MESH_AXES)
+
+
+def _arranged(devices: list, sizes: list[int], slices: int) -> np.ndarray:
+  if slices > 1:
+    within = [sizes[0] // slices, *sizes[1:]]
+    return mesh_utils.create_hybrid_device_mesh(
+      within, [slices, 1, 1], devices, allow_split_physical_axes=True
+    )
+  if devices[0].platform == "tpu":
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return np.asarray(devices).reshape(sizes)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -12,9 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slm_jax.batch import Batch
 from slm_jax.cli.main import main
+from slm_jax.errors import UserError
+from slm_jax.launch.absent_slice import slice_devices
 from slm_jax.launch.abstract_run import abstract_run
 from slm_jax.launch.chips import CHIPS, GIB, chip_of
-from slm_jax.launch.collectives import collectives
+from slm_jax.launch.collectives import BETWEEN_SLICES, collectives
 from slm_jax.launch.preflight import preflight, search
 from slm_jax.launch.programs import matrix_parameters, positions, share_bytes
 from slm_jax.models.adapter import AdapterConfig
@@ -71,7 +73,7 @@ def test_what_is_predicted_is_what_lies_there(tiny_bases, algorithm):
   arrays = next(FakeBatches(config.train_dataset))
   optimizer = make_optimizer(config.optimizer, config.total_steps)
   real = prepare(config.model.build(), Batch.from_dict(arrays), optimizer, mesh, 0)
-  batch = shard_batch(Batch.from_dict(arrays), mesh)
+  batch = shard_batch(Batch.from_dict(arrays), mesh, 8)
 
   def describe(tree) -> list:
     leaves = jax.tree.leaves(tree)
@@ -110,6 +112,30 @@ def test_a_slice_that_is_not_there(slice_report):
   }  # fmt: skip
   expected = roofline.step_seconds * 10 * 4 / 3600
   assert slice_report.chip_hours == pytest.approx(expected)
+
+
+def test_between_slices_goes_the_adapters_gradient_and_nothing_else():
+  config = run_config(SHAPES, mesh=MeshConfig(data=-1, fsdp=4))
+  notes = []
+  report = preflight(config, "v5e:2x2", num_slices=2, programs=("train",), note=notes.append)
+  assert report.chips == 8 and report.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
+  assert report.topology == "2 x v5e:2x2"
+  sent = report.programs[0].collectives[BETWEEN_SLICES]
+  # fp32; at least each chip's share of the gradient, at most all of it, and no frozen weight.
+  assert report.by_kind["trained"] <= sent <= 4 * report.by_kind["trained"]
+  assert 4 * report.by_kind["trained"] < report.by_kind["frozen"]
+
+
+def test_each_slice_holds_whole_models():
+  with pytest.raises(UserError, match="data = 1 does not divide over 2 slices.*MeshConfig.data=2"):
+    make_mesh(MeshConfig(data=1, fsdp=-1), slice_devices("v5e:2x2", 2))
+
+
+def test_neighbours_on_the_mesh_are_neighbours_on_the_wires():
+  mesh = make_mesh(MeshConfig(data=1, fsdp=-1), slice_devices("v5e:4x4"))
+  coordinates = np.array([device.coords for device in mesh.devices.flat])
+  steps = np.abs(np.roll(coordinates, -1, axis=0) - coordinates).sum(axis=1)
+  assert (steps == 1).all()
 
 
 def test_products_are_counted_by_what_weights_meet():
