@@ -91,6 +91,8 @@ def _print_details(report) -> None:
   print(f"  {report.chips} chips, mesh {mesh}; a chip holds")
   for kind, size in report.by_kind.items():
     print(f"    {kind:<12} {size / _GIB:8.3f} GiB")
+  if report.on_host:
+    print(f"    {'in host memory':<12} {report.on_host / _GIB:8.3f} GiB")
   for program in report.programs:
     if program.error:
       print(f"  {program.name}: {program.error}")

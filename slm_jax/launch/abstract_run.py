@@ -100,7 +100,7 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> AbstractRun:
   flat = parameters.flatten(frozen)
   frozen = parameters.unflatten({k: place(k, v, stored(k, v)) for k, v in flat.items()})
   optimizer = make_optimizer(config.optimizer, config.total_steps)
-  state = _abstract_state(trained, optimizer, mesh)
+  state = _abstract_state(trained, optimizer, mesh, config.optimizer.state_memory)
   return AbstractRun(built, optimizer, state, frozen, batch, mesh)
 
 
@@ -118,7 +118,7 @@ def _float_type(recipe: Any, path: str, leaf: Any) -> Any:
 
 
 def _abstract_state(
-  trained: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+  trained: dict, optimizer: optax.GradientTransformation, mesh: Mesh, memory: str
 ) -> TrainState:
   """As `setup.prepare` places it: moments like their parameters, all else on every device."""
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -126,6 +126,8 @@ def _abstract_state(
 
   def like(leaf, parameter):
     sharding = parameter.sharding if leaf.shape == parameter.shape else everywhere
+    if memory != "device" and leaf.ndim:
+      sharding = sharding.with_memory_kind(memory)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   def replicated(leaf):

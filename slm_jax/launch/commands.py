@@ -10,10 +10,17 @@ from slm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-  """A program with its arguments, and a text for its standard input."""
+  """A program with its arguments.
+
+  Attributes:
+    args: the program's name first.
+    stdin: text for its standard input.
+    asks: it may ask something on the terminal; otherwise there is nothing to read.
+  """
 
   args: tuple[str, ...]
   stdin: str | None = None
+  asks: bool = False
 
   def shown(self) -> str:
     """What to type into a shell for the same."""
@@ -45,7 +52,7 @@ class Runner:
       return subprocess.run(
         list(command.args),
         input=command.stdin,
-        stdin=subprocess.DEVNULL if command.stdin is None else None,
+        stdin=subprocess.DEVNULL if command.stdin is None and not command.asks else None,
         capture_output=capture,
         text=True,
         check=False,

@@ -1,7 +1,10 @@
 """A job on Google Kubernetes Engine: through xpk, or as a JobSet for kubectl.
 
 The JobSet is that of cloud.google.com/tpu/docs/tpu-gke-multislice: a replicated job per slice, one
-pod per host. GKE tells each pod of a slice who the others are, and JAX reads it.
+pod per host. GKE tells each pod of a slice who the others are, and JAX reads it. Pods get the same
+rights and network as xpk's: the TPU's driver locks memory, and slices talk over the host's network.
+
+Both start again whatever did not end well, up to `max_restarts` times, but not a user's mistake.
 """
 
 import shlex
@@ -15,6 +18,8 @@ from slm_jax.launch.job import GRACE_SECONDS, MISTAKE_STATUS, Job
 PRIORITIES = ("very-low", "low", "medium", "high", "very-high")
 # The smallest v5e slices of xpk's table are of 2x4.
 _NOT_IN_XPK = ("v5litepod-1", "v5litepod-4")
+# xpk itself starts again after 42 and 127 to 255; this is the rest but for `MISTAKE_STATUS`.
+_RESTART_TOO = f"1-{MISTAKE_STATUS - 1},{MISTAKE_STATUS + 1}-126"
 _CONTAINER = "slm-jax"
 
 
@@ -47,7 +52,10 @@ def xpk_create(
       raise UserError(
         f"--env={name}: xpk takes no value with a double quote or a backslash; take --target=jobset"
       )
-  kind = tpu.accelerator_type if tpu.is_default_shape else f"{tpu.chip}-{tpu.topology}"
+  # xpk has its own opinion which of several shapes v4-768 is; flat slices have one shape a size.
+  kind = tpu.accelerator_type if len(tpu.shape) == 2 else f"{tpu.chip}-{tpu.topology}"
+  # Its script runs the command in a subshell and sends SIGTERM to that alone: the job has to take its place.
+  line = f"exec {shlex.join(job.command)}"
   args = [
     "xpk",
     "workload",
@@ -57,14 +65,16 @@ def xpk_create(
     f"--tpu-type={kind}",
     f"--num-slices={job.num_slices}",
     f"--docker-image={job.image}",
-    f"--command={_literal(shlex.join(job.command))}",
+    f"--command={_literal(line)}",
     f"--max-restarts={job.max_restarts}",
+    f"--restart-on-exit-codes={_RESTART_TOO}",
     f"--termination-grace-period-seconds={GRACE_SECONDS}",
     *(f"--env={name}={_literal(value)}" for name, value in job.env.items()),
   ]
   args += [f"--priority={priority}"] if priority else []
   args += ["--spot"] if job.spot else []
-  return Command(args=(*args, *_place(project, zone)))
+  # It asks before it overwrites a workload of the same name.
+  return Command(args=(*args, *_place(project, zone)), asks=True)
 
 
 def xpk_delete(name: str, *, cluster: str, project: str | None, zone: str | None) -> Command:
@@ -89,19 +99,23 @@ def jobset(job: Job, *, priority: str | None, service_account: str | None) -> di
     "image": job.image,
     "command": [_literal(argument) for argument in job.command],
     "env": [{"name": name, "value": _literal(value)} for name, value in job.env.items()],
-    # Of the TPU's runtime, and between slices.
-    "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+    "securityContext": {"privileged": True},
     "resources": {"limits": {"google.com/tpu": tpu.chips_per_host}},
   }
   selector = {
     "cloud.google.com/gke-tpu-accelerator": tpu.gke_accelerator,
     "cloud.google.com/gke-tpu-topology": tpu.topology,
   }
+  tolerated = ["google.com/tpu"]
   if job.spot:
     selector["cloud.google.com/gke-spot"] = "true"
+    tolerated.append("cloud.google.com/gke-spot")
   pod = {
     "restartPolicy": "Never",
+    "hostNetwork": True,
+    "dnsPolicy": "ClusterFirstWithHostNet",
     "nodeSelector": selector,
+    "tolerations": [{"key": key, "operator": "Exists"} for key in tolerated],
     "terminationGracePeriodSeconds": GRACE_SECONDS,
     "containers": [container],
   }
@@ -156,11 +170,14 @@ def jobset(job: Job, *, priority: str | None, service_account: str | None) -> di
   }
 
 
-def kubectl_apply(job: Job, *, priority: str | None, service_account: str | None) -> Command:
-  """The JobSet through kubectl, in its current context."""
+def kubectl_create(job: Job, *, priority: str | None, service_account: str | None) -> Command:
+  """The JobSet through kubectl, in its current context.
+
+  A JobSet of that name that is there, also one that has ended, is an error: `apply` would pass over it in silence.
+  """
   manifest = jobset(job, priority=priority, service_account=service_account)
   text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10_000)
-  return Command(args=("kubectl", "apply", "--filename=-"), stdin=text)
+  return Command(args=("kubectl", "create", "--filename=-"), stdin=text)
 
 
 def kubectl_delete(name: str) -> Command:

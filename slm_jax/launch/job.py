@@ -5,13 +5,14 @@ import re
 
 from slm_jax.launch.tpu_slice import TpuSlice
 
-# The job's exit status when SIGTERM (a preemption) stopped it before its last step: 128 + SIGTERM, which xpk, too,
-# takes as a reason to start again.
+# The job's exit status when SIGTERM (a preemption) stopped it before its last step: 128 + SIGTERM.
 STOPPED_STATUS = 143
 # Exit status of a user's mistake: starting again would not help.
 MISTAKE_STATUS = 2
-# From SIGTERM to SIGKILL, in seconds: a step and a save.
+# From SIGTERM to SIGKILL, in seconds: a step and a save. Where machines are taken away it may be less.
 GRACE_SECONDS = 300
+# How long the processes wait for one another at the start: hosts fetch the image at different speeds.
+ROLL_CALL_SECONDS = 600
 # xpk's limit. Names of pods add slice, host and a hash, and end at 63.
 _LONGEST_NAME = 40
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -39,7 +40,7 @@ class Job:
     command: the container's, one argument each.
     env: of the container.
     spot: on capacity that may be taken away.
-    max_restarts: how often it is started again after it was stopped.
+    max_restarts: how often it is started again after it was stopped or failed, but for `MISTAKE_STATUS`.
   """
 
   name: str

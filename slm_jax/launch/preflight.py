@@ -62,6 +62,7 @@ class Report:
     batch_size: rows of a batch, over all chips.
     capacity: bytes of a chip; None where it is not known.
     by_kind: bytes on a chip of what is there all the time, and of a batch.
+    on_host: bytes that a chip's host keeps for it.
     info: every parameter's shape, type and sharding: what model-info.txt will say.
     programs: in the order of `PROGRAMS`, those that were compiled.
     roofline: of the train step; None without a table of the chip, or if it does not fit.
@@ -73,6 +74,7 @@ class Report:
   batch_size: int
   capacity: int | None
   by_kind: dict[str, int]
+  on_host: int
   info: str
   programs: tuple[Program, ...]
   roofline: Roofline | None
@@ -159,6 +161,7 @@ def preflight(
     batch_size=config.train_dataset.batch_size,
     capacity=None if chip is None else chip.memory,
     by_kind=by_kind,
+    on_host=share_bytes(run.state, on_host=True),
     info=run.info,
     programs=(),
     roofline=None,

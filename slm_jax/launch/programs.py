@@ -111,9 +111,13 @@ def positions(run: AbstractRun) -> dict[str, int]:
   }
 
 
-def share_bytes(tree: Any) -> int:
-  """Bytes of a tree that lie on one device, without the padding that a device's layout adds."""
+def share_bytes(tree: Any, *, on_host: bool = False) -> int:
+  """Bytes of a tree that lie on one device, without the padding that a device's layout adds.
+
+  `on_host`: instead those that its host keeps for it.
+  """
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
+    if (leaf.sharding.memory_kind == "pinned_host") == on_host
   )

@@ -1,6 +1,8 @@
 """A job on TPU VMs: a queued resource, and the job's container on each of its machines.
 
-cloud.google.com/tpu/docs/queued-resources. A slice that was taken away is asked for again, and the
+cloud.google.com/tpu/docs/queued-resources. Containers run on their own, whoever watches: a
+connection that breaks costs nothing, and gcloud, which connects to a limited number of machines at
+a time, reaches all before the job waits. A slice that was taken away is asked for again, and the
 same command goes on from the last checkpoint in MODEL_DIR.
 """
 
@@ -11,10 +13,14 @@ from collections.abc import Callable
 
 from slm_jax.errors import UserError
 from slm_jax.launch.commands import Command, Runner
-from slm_jax.launch.job import GRACE_SECONDS, STOPPED_STATUS, Job
+from slm_jax.launch.job import GRACE_SECONDS, MISTAKE_STATUS, STOPPED_STATUS, Job
 
-# ssh's own: the connection broke, which may be the machine's end.
+# ssh's own, and docker's for a container whose machine broke down.
 _CONNECTION_LOST = 255
+# How often it may be lost, after gcloud's own attempts to connect again.
+_LOST_CONNECTIONS = 5
+# Lines of a container's output that are shown when it is met again.
+_TAIL = 200
 _WAITING = (
   "STATE_UNSPECIFIED",
   "CREATING",
@@ -27,6 +33,10 @@ _WAITING = (
 _POLL_SECONDS = 30
 # A machine that is taken away is gone before its queued resource says so.
 _LOSS_POLLS = 4
+
+
+class _OutOfSight(UserError):
+  """Nobody knows how the job is: nothing is to be deleted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,18 +89,14 @@ def delete(name: str, place: Place) -> Command:
   return _gcloud("delete", name, place, "--force", "--quiet")
 
 
-def run(job: Job, place: Place) -> Command:
-  """Runs the container on all machines of all slices, until it ends on all."""
-  return _gcloud(
-    "ssh", job.name, place, "--node=all", "--worker=all", f"--command={worker_script(job)}"
-  )
+def _on_machines(name: str, place: Place, script: str) -> Command:
+  """Runs a script on all machines of all slices at once; fails if it does on one of them."""
+  everywhere = ("--node=all", "--worker=all", "--batch-size=all")
+  return _gcloud("ssh", name, place, *everywhere, f"--command={script}")
 
 
-def worker_script(job: Job) -> str:
-  """What the shell of each machine is given: it fetches the image and runs it with the chips and the host's network.
-
-  Its exit status is the container's.
-  """
+def fetch(job: Job, place: Place) -> Command:
+  """Brings the image to the machines."""
   registry = job.image.partition("/")[0]
   steps = []
   if registry.endswith((".pkg.dev", "gcr.io")):
@@ -99,20 +105,46 @@ def worker_script(job: Job) -> str:
       f"gcloud auth print-access-token | {shlex.join(('sudo', 'docker', 'login', *login))}"
     )
   steps.append(shlex.join(("sudo", "docker", "pull", job.image)))
-  # Of an earlier start whose connection broke: the chips have room for one.
-  steps.append(
-    f"({shlex.join(('sudo', 'docker', 'rm', '--force', job.name))} >/dev/null 2>&1 || true)"
-  )
-  container = [
-    *("sudo", "docker", "run", "--rm", "--init", "--privileged", "--network=host"),
+  return _on_machines(job.name, place, " && ".join(steps))
+
+
+def start(job: Job, place: Place) -> Command:
+  """Starts the container, with a machine's chips and network, wherever it is not running; does not wait for it."""
+  container = (
+    *("sudo", "docker", "run", "--detach", "--init", "--privileged", "--network=host"),
     f"--name={job.name}",
     f"--stop-timeout={GRACE_SECONDS}",
     *(f"--env={name}={value}" for name, value in job.env.items()),
     job.image,
     *job.command,
-  ]
-  steps.append(shlex.join(container))
-  return " && ".join(steps)
+  )
+  inspect = ("sudo", "docker", "inspect", "--format={{.State.Running}}", job.name)
+  script = (
+    f'if [ "$({shlex.join(inspect)} 2>/dev/null)" = true ]; then echo {job.name} is running; '
+    f"else {_removal(job.name)}; {shlex.join(container)}; fi"
+  )
+  return _on_machines(job.name, place, script)
+
+
+def follow(name: str, place: Place) -> Command:
+  """Shows what the containers print until they end; the exit status is that of one that did not end well."""
+  logs = shlex.join(("sudo", "docker", "logs", "--follow", f"--tail={_TAIL}", name))
+  script = (
+    f"{logs}; status=$({shlex.join(('sudo', 'docker', 'wait', name))}); "
+    # No container, or a machine that broke down under it: as after a preemption.
+    f'case "${{status:-{_CONNECTION_LOST}}}" in {_CONNECTION_LOST}) exit {STOPPED_STATUS};; '
+    '*) exit "$status";; esac'
+  )
+  return _on_machines(name, place, script)
+
+
+def clear(name: str, place: Place) -> Command:
+  """Ends and removes the containers."""
+  return _on_machines(name, place, _removal(name))
+
+
+def _removal(name: str) -> str:
+  return f"{shlex.join(('sudo', 'docker', 'rm', '--force', name))} >/dev/null 2>&1 || true"
 
 
 class QueuedJob:
@@ -130,18 +162,23 @@ class QueuedJob:
     self._job, self._place, self._runner, self._note, self._sleep = job, place, runner, note, sleep
 
   def finish(self, *, keep: bool) -> None:
-    """Asks for machines, runs, and starts again after a preemption.
+    """Asks for machines, runs, and starts again what did not end well.
 
-    The machines are given back at the end, also after an error, unless `keep`. Machines of that
-    name that are there already are used.
+    The machines are given back at the end, also after an error, unless `keep` or the job is out of
+    sight. Machines of that name that are there already are used, and a job that runs there is
+    followed.
 
     Raises:
-      UserError: the request failed, the job failed, or it was stopped more often than it may.
+      UserError: the request failed, the job made a mistake, ended badly too often, or is out of
+        sight.
     """
     try:
       self._run_until_done()
-    except KeyboardInterrupt:
-      self._note(f"still there, and paid for: {self._job.name}; --delete gives it back")
+    except (KeyboardInterrupt, _OutOfSight):
+      self._note(
+        f"{self._job.name} is left as it is: what is there goes on, and is paid for; the same command goes on "
+        "watching it, --delete ends it"
+      )
       raise
     except UserError:
       self._give_back(keep)
@@ -155,21 +192,42 @@ class QueuedJob:
       self._note(f"{self._job.name} could not be deleted and may be paid for: see above")
 
   def _run_until_done(self) -> None:
-    for restart in range(self._job.max_restarts + 1):
+    job = self._job
+    for restart in range(job.max_restarts + 1):
       self._obtain()
-      status = self._runner.run(run(self._job, self._place))
+      status = self._attempt(again=restart > 0)
       if status == 0:
         return
-      if status not in (STOPPED_STATUS, _CONNECTION_LOST) and self._state() == "ACTIVE":
-        raise UserError(f"{self._job.name}: the job failed with status {status}; see above")
+      if status == MISTAKE_STATUS:
+        raise UserError(f"{job.name}: the job ended with status {status}, a mistake; see above")
       self._await_loss()
       self._note(
-        f"{self._job.name} was stopped (status {status}); restart {restart + 1} of {self._job.max_restarts}"
+        f"{job.name} ended with status {status}; restart {restart + 1} of {job.max_restarts}"
       )
     raise UserError(
-      f"{self._job.name} was stopped more than {self._job.max_restarts} times; the same command goes on from "
-      "its last checkpoint, --max_restarts allows more"
+      f"{job.name} ended badly more than {job.max_restarts} times; the same command goes on from its last "
+      "checkpoint, --max_restarts allows more"
     )
+
+  def _attempt(self, *, again: bool) -> int:
+    """Runs the job on machines that are there; its exit status."""
+    job, place = self._job, self._place
+    steps = [clear(job.name, place)] if again else []
+    for step in (*steps, fetch(job, place), start(job, place)):
+      if status := self._runner.run(step):
+        if self._state() == "ACTIVE":
+          raise UserError(
+            f"{job.name} cannot be started on its machines: status {status}; see above"
+          )
+        return STOPPED_STATUS
+    for _ in range(_LOST_CONNECTIONS):
+      status = self._runner.run(follow(job.name, place))
+      if status != _CONNECTION_LOST:
+        return status
+      if self._state() != "ACTIVE":
+        return STOPPED_STATUS
+      self._sleep(_POLL_SECONDS)
+    raise _OutOfSight(f"{job.name}: there is no connection to some of its machines; see above")
 
   def _state(self) -> str | None:
     """The request's state; None if there is no such request."""
@@ -178,7 +236,7 @@ class QueuedJob:
       return output.strip()
     if "NOT_FOUND" in errors:
       return None
-    raise UserError(f"{self._job.name}: gcloud cannot tell its state: {errors.strip()[:300]}")
+    raise _OutOfSight(f"{self._job.name}: gcloud cannot tell its state: {errors.strip()[:300]}")
 
   def _obtain(self) -> None:
     """Returns with active machines, whatever is there of an earlier request; raises UserError for a refused one."""

@@ -187,20 +187,23 @@ def check_base(folder: Path, fingerprints: dict[str, str]) -> None:
       )
 
 
-def check_run(model_dir: Path, described: dict, free: tuple[str, ...]) -> None:
+def check_run(
+  model_dir: Path, described: dict, free: tuple[str, ...], defaults: dict | None = None
+) -> None:
   """Refuses to continue a MODEL_DIR that holds checkpoints of another config.
 
   Args:
     model_dir: the run's folder.
     described: flat `{field: value}` of this run, JSON-ready.
     free: fields that may change when a run is continued.
+    defaults: what fields were that the run's version of the program did not have yet.
 
   The first process writes them down for the next time.
   """
   path = model_dir / "run.json"
   has_checkpoints = model_dir.is_dir() and any(model_dir.glob("checkpoint_*"))
   if path.is_file() and has_checkpoints:
-    before = json.loads(path.read_text())
+    before = (defaults or {}) | json.loads(path.read_text())
     for name in sorted(set(before) | set(described)):
       if name not in free and before.get(name) != described.get(name):
         raise UserError(

@@ -52,22 +52,35 @@ class TrainResult:
 
 def describe(config) -> dict:
   """A config dataclass as flat `{"optimizer.learning_rate": 0.001, …}`, JSON-ready."""
-  flat: dict = {}
+  return {name: value for name, (value, _) in _flat("", config).items()}
 
-  def walk(prefix: str, value) -> None:
-    if dataclasses.is_dataclass(value):
-      flat[f"{prefix}kind"] = type(value).__name__.rsplit(".", 1)[-1]
-      for field in dataclasses.fields(value):
-        walk_named(f"{prefix}{field.name}", getattr(value, field.name))
 
-  def walk_named(name: str, value) -> None:
+def defaults(config) -> dict:
+  """The fields of `describe` that have a default, with that instead of their value."""
+  return {
+    name: default for name, (_, default) in _flat("", config).items() if default is not _NO_DEFAULT
+  }
+
+
+_NO_DEFAULT = object()
+
+
+def _flat(prefix: str, config) -> dict[str, tuple]:
+  """Field → (value, default) of a dataclass and of those inside it."""
+  kind = type(config).__name__.rsplit(".", 1)[-1]
+  flat: dict[str, tuple] = {f"{prefix}kind": (kind, _NO_DEFAULT)}
+  for field in dataclasses.fields(config):
+    value, name = getattr(config, field.name), f"{prefix}{field.name}"
     if dataclasses.is_dataclass(value):
-      walk(f"{name}.", value)
+      flat |= _flat(f"{name}.", value)
     else:
-      flat[name] = list(value) if isinstance(value, tuple) else value
-
-  walk("", config)
+      known = field.default is not dataclasses.MISSING
+      flat[name] = (_json_ready(value), _json_ready(field.default) if known else _NO_DEFAULT)
   return flat
+
+
+def _json_ready(value):
+  return list(value) if isinstance(value, tuple) else value
 
 
 def train(
@@ -113,14 +126,21 @@ class _Run:
     processes.check_agreement(facts)
     built = config.model.build()
     _check_audio(built, config)
-    check_run(self._model_dir, describe(config), FREE_FIELDS)
+    check_run(self._model_dir, describe(config), FREE_FIELDS, defaults(config))
 
     # The first batch fixes the shapes; its position is taken back by the restore or kept as batch one.
     first = next(batches)
     self._first: dict | None = first
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     example = _whole(first, self._batch_size)
-    prepared = setup.prepare(built, example, optimizer, self._mesh, config.random_seed)
+    prepared = setup.prepare(
+      built,
+      example,
+      optimizer,
+      self._mesh,
+      config.random_seed,
+      state_memory=config.optimizer.state_memory,
+    )
     setup.write_text(self._model_dir / "model-info.txt", prepared.info)
     setup.write_text(self._model_dir / "config.gin", run_text)
     self._frozen = prepared.frozen

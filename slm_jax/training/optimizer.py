@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 ALGORITHMS = ("adamw", "adafactor")
+# Names of memory kinds in shardings.
+MEMORIES = ("device", "pinned_host")
 DECAYS = ("cosine", "rsqrt", "constant")
 
 
@@ -33,12 +35,16 @@ class OptimizerConfig:
   # Makes `learning_rate` relative to each parameter's RMS, as Adafactor does (Shazeer & Stern, arXiv:1804.04235 §8).
   # T5's kernels start at very unequal scales: a plain Adam step that suits embeddings tears its query kernels apart.
   scale_by_parameter_rms: bool = False
+  # Where moments lie between steps; "pinned_host" is the host's memory, read and written in every step.
+  state_memory: str = "device"
 
   def __post_init__(self):
     if self.algorithm not in ALGORITHMS:
       raise ValueError(f"algorithm={self.algorithm!r}: expected one of {ALGORITHMS}")
     if self.decay not in DECAYS:
       raise ValueError(f"decay={self.decay!r}: expected one of {DECAYS}")
+    if self.state_memory not in MEMORIES:
+      raise ValueError(f"state_memory={self.state_memory!r}: expected one of {MEMORIES}")
     if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
       raise ValueError(
         f"learning_rate={self.learning_rate} and clip_norm={self.clip_norm} must be positive, "

@@ -36,7 +36,13 @@ def abstract_batch(batch: Batch) -> Batch:
 
 
 def prepare(
-  built: Built, batch: Batch, optimizer: optax.GradientTransformation, mesh, seed: int
+  built: Built,
+  batch: Batch,
+  optimizer: optax.GradientTransformation,
+  mesh,
+  seed: int,
+  *,
+  state_memory: str = "device",
 ) -> Prepared:
   """Initialises the trained part, reads the frozen one, places both.
 
@@ -82,9 +88,11 @@ def prepare(
   trained = parameters.unflatten({path: placed[path] for path in trained_paths})
   frozen = parameters.unflatten({p: placed[p] for p in shapes if p not in trained_paths})
   fingerprints = {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
-  state = init_state(trained, optimizer, seed)
+  state = _replicate_scalars(init_state(trained, optimizer, seed), mesh)
+  if state_memory != "device":
+    state = dataclasses.replace(state, opt_state=_moved(state.opt_state, state_memory))
   return Prepared(
-    state=_replicate_scalars(state, mesh),
+    state=state,
     frozen=frozen,
     fingerprints=fingerprints,
     info=model_info(parameters.merge(trained, frozen), set(trained_paths)),
@@ -107,6 +115,13 @@ def _replicate_scalars(state: TrainState, mesh) -> TrainState:
     )
 
   return jax.tree.map(one, state)
+
+
+def _moved(opt_state, memory: str):
+  """Moments to another memory; counters stay, because they cost nothing."""
+  return jax.tree.map(
+    lambda x: jax.device_put(x, x.sharding.with_memory_kind(memory)) if x.ndim else x, opt_state
+  )
 
 
 def _check_loaded(loaded: dict, shapes: dict, trained_paths: dict) -> None:

@@ -36,6 +36,13 @@ def _split_batch(batch: Batch, count: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def _on_device(x: jax.Array) -> jax.Array:
+  """What lies in the host's memory is fetched; where results go is for the caller's shardings to say."""
+  if jax.typeof(x).memory_space == jax.memory.Space.Host:
+    return jax.device_put(x, jax.memory.Space.Device)
+  return x
+
+
 def make_train_step(
   objective: Objective, optimizer: optax.GradientTransformation, num_microbatches: int = 1
 ) -> Callable[[TrainState, dict, Batch], tuple[TrainState, Metrics]]:
@@ -68,15 +75,16 @@ def make_train_step(
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     grads, sums = gradients(state.params, frozen, batch, rng)
     weight = jnp.maximum(sums["weight"], 1.0)
+    before = jax.tree.map(_on_device, state.opt_state)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": sums["loss"] / weight, "grad_norm": optax.global_norm(grads)}
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (params, opt_state),
-      (state.params, state.opt_state),
+      (state.params, before),
     )
     if "correct" in sums:
       metrics["accuracy"] = sums["correct"] / weight

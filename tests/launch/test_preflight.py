@@ -126,6 +126,18 @@ def test_between_slices_goes_the_adapters_gradient_and_nothing_else():
   assert 4 * report.by_kind["trained"] < report.by_kind["frozen"]
 
 
+def test_moments_in_host_memory_take_none_of_the_chip(slice_report):
+  config = run_config(SHAPES, optimizer=OptimizerConfig(state_memory="pinned_host"))
+  report = preflight(config, "v5e:2x2", programs=("train",))
+  before, after = slice_report.programs[0], report.programs[0]
+  assert slice_report.on_host == 0
+  # Counters stay.
+  assert report.by_kind["optimizer"] < 100
+  assert report.on_host == pytest.approx(slice_report.by_kind["optimizer"], abs=100)
+  # Small arrays are padded to whole tiles on the chip.
+  assert before.arguments - after.arguments >= 0.95 * report.on_host
+
+
 def test_each_slice_holds_whole_models():
   with pytest.raises(UserError, match="data = 1 does not divide over 2 slices.*MeshConfig.data=2"):
     make_mesh(MeshConfig(data=1, fsdp=-1), slice_devices("v5e:2x2", 2))

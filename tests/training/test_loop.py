@@ -181,12 +181,40 @@ def test_microbatches_change_only_rounding(tmp_path, tiny_bases):
   np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
 
 
+def test_moments_in_host_memory_change_nothing_but_their_place(tmp_path, tiny_bases):
+  near = make_config(tmp_path / "near", tiny_bases)
+  optimizer = dataclasses.replace(near.optimizer, state_memory="pinned_host")
+  far = dataclasses.replace(near, model_dir=str(tmp_path / "far"), optimizer=optimizer)
+  expected = train(near, FakeBatches(DATASET)).state
+  train(dataclasses.replace(far, total_steps=3), FakeBatches(DATASET))
+  resumed = train(far, FakeBatches(DATASET)).state
+  assert_same(jax.device_get(expected.params), jax.device_get(resumed.params))
+  kinds = {x.sharding.memory_kind for x in jax.tree.leaves(resumed.opt_state) if x.ndim}
+  assert kinds == {"pinned_host"}
+
+
 def test_another_config_in_the_same_model_dir_is_refused(tmp_path, tiny_bases):
   train(make_config(tmp_path, tiny_bases), FakeBatches(DATASET))
   before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*"))
   with pytest.raises(UserError, match=r"random_seed=0.*1"):
     train(make_config(tmp_path, tiny_bases, random_seed=1), FakeBatches(DATASET))
   assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_run_of_an_older_version_goes_on_with_what_new_fields_are_by_default(
+  tmp_path, tiny_bases
+):
+  config = make_config(tmp_path, tiny_bases)
+  train(dataclasses.replace(config, total_steps=3), FakeBatches(DATASET))
+  path = tmp_path / "run" / "run.json"
+  described = json.loads(path.read_text())
+  assert described.pop("optimizer.state_memory") == "device"
+  path.write_text(json.dumps(described))
+  assert train(config, FakeBatches(DATASET)).finished
+  path.write_text(json.dumps(described))
+  optimizer = dataclasses.replace(config.optimizer, state_memory="pinned_host")
+  with pytest.raises(UserError, match="state_memory='device', this one has 'pinned_host'"):
+    train(dataclasses.replace(config, optimizer=optimizer), FakeBatches(DATASET))
 
 
 def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_path, tiny_bases):
