@@ -1,7 +1,7 @@
 """`slm_jax launch`."""
 
 import argparse
-import dataclasses
+import importlib.util
 import os
 import re
 import sys
@@ -12,12 +12,12 @@ from slm_jax.errors import UserError
 from slm_jax.launch import gke, tpu_vm
 from slm_jax.launch.commands import Command, Runner
 from slm_jax.launch.container import build_commands, path_in_image
-from slm_jax.launch.job import STOPPED_STATUS, Job, check_name
+from slm_jax.launch.job import ROLL_CALL_SECONDS, STOPPED_STATUS, Job, check_name
 from slm_jax.launch.tpu_slice import parse_slice
 
 EXAMPLE = (
   "slm_jax launch --target=xpk --cluster=my-cluster --name=my-run --topology=v5e:4x4 \\\n"
-  "    --image=us-docker.pkg.dev/my-project/slm/slm_jax:1 --gin_file=experiments/digits.gin \\\n"
+  "    --image=us-docker.pkg.dev/my-project/slm/slm_jax:1 --gin_file=experiments/mini.gin \\\n"
   "    --gin.MODEL_DIR=\"'gs://my-bucket/my-run'\" --dry_run"
 )
 TARGETS = ("xpk", "jobset", "tpu_vm")
@@ -46,7 +46,7 @@ def _parser():
   parser.add_argument("--image", help="of the container, REGISTRY/PATH:TAG")
   parser.add_argument("--build", action="store_true", help="build and push the image first")
   parser.add_argument("--env", action="append", default=[], help="NAME=VALUE; repeatable")
-  parser.add_argument("--max_restarts", type=int, default=3, help="after preemptions")
+  parser.add_argument("--max_restarts", type=int, default=3, help="after preemptions and crashes")
   parser.add_argument("--spot", action="store_true", help="capacity that may be taken away")
   parser.add_argument("--cluster", help="xpk: the GKE cluster")
   parser.add_argument("--priority", help=f"xpk: {', '.join(gke.PRIORITIES)}; jobset: a class")
@@ -73,6 +73,8 @@ def run(argv: list[str]) -> int:
       raise UserError(f"--target={target} needs --{flag}")
   if flags.target == "xpk" and flags.priority and flags.priority not in gke.PRIORITIES:
     raise UserError(f"--priority={flags.priority}: expected one of {', '.join(gke.PRIORITIES)}")
+  if flags.spot and flags.reserved:
+    raise UserError("--spot and --reserved: capacity is one or the other")
   if flags.delete:
     return _delete(flags)
   # The compiler for TPUs needs none, and an accelerator that is here is left alone.
@@ -140,6 +142,7 @@ def _job(flags: argparse.Namespace, bindings: list[str]):
     raise UserError(
       f"MODEL_DIR={train.model_dir!r}: the hosts of a pod share no disk; expected gs://BUCKET/FOLDER"
     )
+  _check_in_image(train)
   try:
     job = Job(
       name=flags.name,
@@ -173,7 +176,35 @@ def _train_command(
     if value := getattr(flags, flag):
       args.append(f"--{flag}={value}")
   args += [f"--gin.{binding}" for binding in bindings]
-  return (*args, f"--stopped_status={STOPPED_STATUS}")
+  args += [f"--stopped_status={STOPPED_STATUS}", f"--roll_call_seconds={ROLL_CALL_SECONDS}"]
+  return tuple(args)
+
+
+def _check_in_image(train) -> None:
+  """Raises UserError if the pod would not find the run's bases or its tasks: seen here, that costs nothing."""
+  from slm_jax.training.recipes import PACKAGE_PREFIX
+
+  checkout, recipe = _checkout(), train.model
+  for field in ("speech_encoder", "language_model", "tokenizer", "pretrained"):
+    base = getattr(recipe, field, None)
+    if isinstance(base, str) and "://" not in base and not base.startswith(PACKAGE_PREFIX):
+      inside = path_in_image(checkout / base, checkout)
+      if Path(base).is_absolute():
+        raise UserError(f"{base}: the job's image has it as {inside}, bind it so")
+    elif base is not None and not isinstance(base, str) and hasattr(recipe, "adapter"):
+      if not re.match(recipe.trainable, f"{field}/"):
+        raise UserError(
+          f"AdapterRecipe.{field} has a shape and no weights; bind it to a folder or gs://…/checkpoint_<step>"
+        )
+  module = getattr(train.train_dataset, "mixture_or_task_module", None)
+  if module is not None:
+    try:
+      found = importlib.util.find_spec(module)
+    except ImportError:
+      found = None
+    if found is None or found.origin is None:
+      raise UserError(f"MIXTURE_OR_TASK_MODULE={module!r} is not in {Path.cwd()} nor installed")
+    path_in_image(Path(found.origin), checkout)
 
 
 def _checkout() -> Path:
@@ -199,29 +230,30 @@ def _commands(job: Job, flags: argparse.Namespace) -> list[Command]:
     return [gke.xpk_create(job, **options, project=flags.project, zone=flags.zone)]
   if flags.target == "jobset":
     options = {"priority": flags.priority, "service_account": flags.service_account}
-    return [gke.kubectl_apply(job, **options)]
+    return [gke.kubectl_create(job, **options)]
   place = _place(flags)
-  commands = [tpu_vm.create(job, place), tpu_vm.describe(job.name, place), tpu_vm.run(job, place)]
+  commands = [
+    tpu_vm.create(job, place),
+    tpu_vm.describe(job.name, place),
+    tpu_vm.fetch(job, place),
+    tpu_vm.start(job, place),
+    tpu_vm.follow(job.name, place),
+  ]
   return commands if flags.keep else [*commands, tpu_vm.delete(job.name, place)]
 
 
-def _check_fits(config, flags: argparse.Namespace) -> None:
-  """Compiles the run for one of the slices, with its rows of the batch; raises UserError if it does not fit."""
+def _check_fits(train, flags: argparse.Namespace) -> None:
+  """Compiles the train step for the slices; raises UserError if it does not fit."""
   from slm_jax.launch.preflight import preflight
 
-  batch_size = config.train_dataset.batch_size
-  if batch_size % flags.num_slices:
-    raise UserError(
-      f"BATCH_SIZE={batch_size} does not divide over {flags.num_slices} slices; change BATCH_SIZE or --num_slices"
-    )
-  dataset = dataclasses.replace(config.train_dataset, batch_size=batch_size // flags.num_slices)
-  share = dataclasses.replace(config, train_dataset=dataset)
-  report = preflight(share, flags.topology, programs=("train",), note=_note)
-  _note(report.summary())
+  report = preflight(
+    train, flags.topology, num_slices=flags.num_slices, programs=("train",), note=_note
+  )
   if not report.fits:
     raise UserError(
       f"not launched: {report.summary()}; see slm_jax preflight --search, or --skip_preflight"
     )
+  _note(report.summary())
 
 
 def _note(line: str) -> None:

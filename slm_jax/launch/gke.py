@@ -54,7 +54,7 @@ def xpk_create(
       )
   # xpk has its own opinion which of several shapes v4-768 is; flat slices have one shape a size.
   kind = tpu.accelerator_type if len(tpu.shape) == 2 else f"{tpu.chip}-{tpu.topology}"
-  # Its script runs the command in a subshell and sends SIGTERM to that alone: the job has to take its place.
+  # Its script runs the command in a subshell and sends SIGTERM to that alone: the job takes its place.
   line = f"exec {shlex.join(job.command)}"
   args = [
     "xpk",
@@ -163,7 +163,9 @@ def jobset(job: Job, *, priority: str | None, service_account: str | None) -> di
       "failurePolicy": {
         "maxRestarts": job.max_restarts,
         # A mistake in the config is one the next time, too.
-        "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+        "rules": [
+          {"name": "Mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        ],
       },
       "replicatedJobs": [slices],
     },

@@ -1,7 +1,7 @@
 """`slm_jax launch`: what it refuses, that preflight comes first, that a dry run touches nothing, and the image."""
 
 import dataclasses
-import fnmatch
+import os
 import re
 import shlex
 import sys
@@ -18,7 +18,7 @@ from slm_jax.cli.main import main
 from slm_jax.errors import UserError
 from slm_jax.launch import preflight as preflight_module
 from slm_jax.launch.commands import Command, Runner
-from slm_jax.launch.container import build_commands, path_in_image
+from slm_jax.launch.container import build_commands, ignored_by, path_in_image
 
 ROOT = config.PACKAGE_ROOT.resolve()
 RUN = [
@@ -40,8 +40,8 @@ def fits(monkeypatch):
   """A preflight whose verdict is `.verdict` and that remembers what it was asked."""
   fake = types.SimpleNamespace(verdict=True, asked=[])
 
-  def preflight(run, topology, **options):
-    fake.asked.append((run, topology))
+  def preflight(run, topology, *, num_slices, programs, note):
+    fake.asked.append((run, topology, num_slices, programs))
     summary = f"{topology}: fits" if fake.verdict else f"{topology}: does not fit, 1.50 GiB short"
     return types.SimpleNamespace(fits=fake.verdict, summary=lambda: summary)
 
@@ -90,11 +90,10 @@ def test_the_job_trains_with_the_same_gin_files_and_bindings(target, fits, capsy
     pod = yaml.safe_load(body)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     command = pod["containers"][0]["command"]
   else:
-    (text,) = re.findall(
-      r"--command=(.*)",
-      "\n".join(word for line in printed.splitlines() for word in shlex.split(line)),
-    )
-    command = shlex.split(text)
+    words = [word for line in printed.splitlines() for word in shlex.split(line)]
+    texts = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    (text,) = [text for text in texts if "slm_jax train" in text]
+    command = shlex.split(text.partition("; fi")[0].removesuffix("; fi"))
   command = command[command.index("slm_jax") :]
   assert command == [
     "slm_jax",
@@ -102,6 +101,7 @@ def test_the_job_trains_with_the_same_gin_files_and_bindings(target, fits, capsy
     "--gin_file=gin/experiments/mini.gin",
     "--gin.MODEL_DIR='gs://my-bucket/my run'",
     "--stopped_status=143",
+    "--roll_call_seconds=600",
   ]
 
 
@@ -114,13 +114,51 @@ def test_a_job_that_does_not_fit_is_not_started(fits, started, capsys):
   assert len(started) == 1 and len(fits.asked) == 1
 
 
-def test_preflight_sees_one_slice_with_its_rows(fits, capsys):
-  args = [*RUN, *TARGETS["xpk"], "--gin.BATCH_SIZE=32", "--dry_run"]
-  assert launched([*args, "--num_slices=2"], capsys)[0] == 0
-  ((run, topology),) = fits.asked
-  assert (run.train_dataset.batch_size, topology) == (16, "v5e:4x4")
-  status, _, errors = launched([*args, "--num_slices=3"], capsys)
-  assert status == 2 and "BATCH_SIZE=32 does not divide over 3 slices" in errors
+def test_preflight_sees_the_run_on_all_its_slices(fits, capsys):
+  args = [*RUN, *TARGETS["xpk"], "--gin.BATCH_SIZE=96", "--num_slices=2", "--dry_run"]
+  assert launched(args, capsys)[0] == 0
+  ((run, topology, num_slices, programs),) = fits.asked
+  assert (run.train_dataset.batch_size, topology, num_slices) == (96, "v5e:4x4", 2)
+  assert programs == ("train",)
+
+
+@pytest.mark.parametrize(
+  ("bindings", "said"),
+  [
+    (["AdapterRecipe.speech_encoder='/bases/encoder'"], "is outside"),
+    (["AdapterRecipe.language_model='../mt5'"], "is outside"),
+    (["AdapterRecipe.language_model='runs/mt5'"], ".dockerignore leaves out runs"),
+    ([f"AdapterRecipe.language_model='{ROOT}/bases/mt5'"], "image has it as bases/mt5"),
+    (["MIXTURE_OR_TASK_MODULE='tasks.no_such'"], "MIXTURE_OR_TASK_MODULE='tasks.no_such'"),
+    (["MIXTURE_OR_TASK_MODULE='no_such.tasks'"], "MIXTURE_OR_TASK_MODULE='no_such.tasks'"),
+    (["MIXTURE_OR_TASK_MODULE='json'"], "is outside"),
+  ],
+  ids=str,
+)
+def test_what_the_image_lacks_is_found_before_it_is_paid_for(bindings, said, fits, started, capsys):
+  args = [*RUN, *TARGETS["xpk"], *(f"--gin.{binding}" for binding in bindings)]
+  status, _, errors = launched(args, capsys)
+  assert status == 2 and said in errors and not started and not fits.asked
+
+
+def test_bases_of_the_image_and_of_buckets_are_accepted(fits, capsys):
+  bindings = [
+    "--gin.AdapterRecipe.speech_encoder='bases/encoder'",
+    "--gin.AdapterRecipe.language_model='gs://my-bucket/mt5/checkpoint_1000000'",
+  ]
+  assert launched([*RUN, *TARGETS["xpk"], *bindings, "--dry_run"], capsys)[0] == 0
+
+
+def test_a_base_without_weights_is_refused(fits, capsys):
+  args = [arg for arg in RUN if not arg.startswith("--gin_file")]
+  args += [
+    "--gin_file=experiments/slm_2310_00230.gin",
+    "--gin.MIXTURE_OR_TASK_NAME='mini_slm'",
+    "--gin.MIXTURE_OR_TASK_MODULE='tasks.mini'",
+    "--gin.EVAL_TASKS=('mini_asr',)",
+  ]
+  status, _, errors = launched([*args, *TARGETS["xpk"]], capsys)
+  assert status == 2 and "AdapterRecipe.speech_encoder has a shape and no weights" in errors
 
 
 @pytest.mark.parametrize(
@@ -136,6 +174,7 @@ def test_preflight_sees_one_slice_with_its_rows(fits, capsys):
     (["--keep"], "--keep is for --target=tpu_vm"),
     (["--priority=urgent"], "--priority=urgent: expected one of"),
     (["--num_slices=0"], "expected at least 1"),
+    (["--target=tpu_vm", "--cluster=", "--zone=z", "--spot", "--reserved"], "one or the other"),
     (["--gin.NO_SUCH=1"], "nothing uses it"),
     (["--gin.MODEL_DIR='gs://my-bucket/a\tb'"], "control character"),
   ],
@@ -192,6 +231,22 @@ def test_a_program_that_fails_is_one_line(monkeypatch, fits, capsys):
   assert status == 2 and "xpk workload create --workload=my-run … failed with status 7" in errors
 
 
+def test_only_programs_that_ask_get_the_terminal(monkeypatch, tmp_path):
+  monkeypatch.undo()
+  with open(tmp_path / "typed", "w+") as typed:
+    typed.write("y\n")
+    typed.seek(0)
+    monkeypatch.setattr(sys, "stdin", typed)
+    before = os.dup(0)
+    os.dup2(typed.fileno(), 0)
+    try:
+      assert Runner().read(Command(args=("cat",)))[1] == ""
+      assert Runner().read(Command(args=("cat",), asks=True))[1] == "y\n"
+    finally:
+      os.dup2(before, 0)
+      os.close(before)
+
+
 def test_programs_run_without_a_shell(monkeypatch, capfd):
   monkeypatch.undo()
   text = "$(touch never); `x` 'y' \"z\""
@@ -215,7 +270,7 @@ def test_a_stopped_run_can_be_told_from_a_finished_one(finished, status, monkeyp
     open_batches=lambda *args: iter(()), open_held_out=lambda *args: None
   )
   monkeypatch.setitem(sys.modules, "slm_jax.cli.batches", batches)
-  args = ["--gin_file=experiments/mini.gin", "--gin.MODEL_DIR='x'"]
+  args = ["--gin_file=experiments/mini.gin", "--gin.MODEL_DIR='x'", "--roll_call_seconds=600"]
   assert train_cli.run([*args, "--stopped_status=143"]) == status
   assert train_cli.run(args) == 0
 
@@ -240,15 +295,7 @@ def test_commands_of_the_pages_work(page, fits, capsys):
 
 
 def ignored(path: str) -> bool:
-  """Whether .dockerignore leaves `path` out: a pattern covers what lies below it; ** is any depth."""
-  for pattern in (ROOT / ".dockerignore").read_text().split("\n"):
-    if pattern and not pattern.startswith("#"):
-      parents = [path, *(str(parent) for parent in Path(path).parents)]
-      plain = pattern.removeprefix("**/")
-      names = [Path(parent).name for parent in parents] if pattern != plain else parents
-      if any(fnmatch.fnmatch(name, plain) for name in names):
-        return True
-  return False
+  return ignored_by(Path(path), ROOT) is not None
 
 
 def test_image_is_built_of_what_a_run_needs():

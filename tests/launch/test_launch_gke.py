@@ -3,14 +3,16 @@
 import dataclasses
 import re
 import shlex
+import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
 
 from slm_jax.errors import UserError
-from slm_jax.launch.gke import jobset, kubectl_apply, xpk_create, xpk_delete
-from slm_jax.launch.job import Job
+from slm_jax.launch.gke import jobset, kubectl_create, xpk_create, xpk_delete
+from slm_jax.launch.job import MISTAKE_STATUS, STOPPED_STATUS, Job
 from slm_jax.launch.tpu_slice import parse_slice
 
 HOSTILE = (
@@ -27,6 +29,81 @@ HOSTILE = (
 )
 COMMAND = ("slm_jax", "train", "--gin.MODEL_DIR='gs://bucket/run'")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+TEXTS = {"*": str}
+# Of jobset.x-k8s.io/v1alpha2 and batch/v1: the fields that are used, and what they hold. [x] is a
+# list of x, a set the values that are allowed. Fields are required unless named here.
+OPTIONAL = {"priorityClassName", "serviceAccountName"}
+EXIT_CODES = {"containerName": str, "operator": {"In", "NotIn"}, "values": [int]}
+CONTAINER = {
+  "name": str,
+  "image": str,
+  "command": [str],
+  "env": [{"name": str, "value": str}],
+  "securityContext": {"privileged": bool},
+  "resources": {"limits": {"google.com/tpu": int}},
+}
+POD = {
+  "restartPolicy": {"Never", "OnFailure", "Always"},
+  "hostNetwork": bool,
+  "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
+  "nodeSelector": TEXTS,
+  "tolerations": [{"key": str, "operator": {"Exists", "Equal"}}],
+  "terminationGracePeriodSeconds": int,
+  "priorityClassName": str,
+  "serviceAccountName": str,
+  "containers": [CONTAINER],
+}
+JOB = {
+  "parallelism": int,
+  "completions": int,
+  "completionMode": {"Indexed", "NonIndexed"},
+  "backoffLimit": int,
+  "podFailurePolicy": {
+    "rules": [{"action": {"FailJob", "Ignore", "Count"}, "onExitCodes": EXIT_CODES}]
+  },
+  "template": {"spec": POD},
+}
+JOBSET = {
+  "apiVersion": {"jobset.x-k8s.io/v1alpha2"},
+  "kind": {"JobSet"},
+  "metadata": {"name": str, "annotations": TEXTS},
+  "spec": {
+    "failurePolicy": {
+      "maxRestarts": int,
+      "rules": [
+        {
+          "name": str,
+          "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
+          "onJobFailureReasons": [
+            {"BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy", "FailedIndexes"}
+          ],
+        }
+      ],
+    },
+    "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
+  },
+}
+
+
+def mismatches(value, schema, where="") -> list[str]:
+  """Where `value` is not as `schema`, a server would refuse it or, worse, drop the field."""
+  if isinstance(schema, dict):
+    if not isinstance(value, dict):
+      return [f"{where} is no mapping"]
+    known = {key: schema.get(key, schema.get("*")) for key in value}
+    found = [f"{where}.{key} is unknown" for key, field in known.items() if field is None]
+    found += [
+      f"{where}.{key} is missing" for key in schema.keys() - value.keys() - OPTIONAL - {"*"}
+    ]
+    for key, field in known.items():
+      found += mismatches(value[key], field, f"{where}.{key}") if field is not None else []
+    return found
+  if isinstance(schema, list):
+    if not isinstance(value, list):
+      return [f"{where} is no list"]
+    return [line for i, x in enumerate(value) for line in mismatches(x, schema[0], f"{where}[{i}]")]
+  fits = value in schema if isinstance(schema, set) else type(value) is schema
+  return [] if fits else [f"{where} is {value!r}"]
 
 
 def make_job(topology="v5e:4x4", **changes) -> Job:
@@ -36,8 +113,9 @@ def make_job(topology="v5e:4x4", **changes) -> Job:
 
 def applied(job: Job, **options) -> dict:
   """The manifest as kubectl reads it."""
-  command = kubectl_apply(job, **({"priority": None, "service_account": None} | options))
-  assert command.args == ("kubectl", "apply", "--filename=-")
+  command = kubectl_create(job, **({"priority": None, "service_account": None} | options))
+  # `apply` would pass over a JobSet of that name that has ended.
+  assert command.args == ("kubectl", "create", "--filename=-")
   assert command.stdin is not None
   return yaml.safe_load(command.stdin)
 
@@ -64,8 +142,7 @@ def test_jobset_meets_its_schema(topology, slices):
   job = make_job(topology, num_slices=slices, env={"A_B": "1"}, max_restarts=7)
   manifest = applied(job, priority="high", service_account="trainer")
   assert manifest == jobset(job, priority="high", service_account="trainer")
-  assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-  assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+  assert mismatches(manifest, JOBSET) == []
   assert LABEL.fullmatch(manifest["metadata"]["name"])
   for key, value in manifest["metadata"]["annotations"].items():
     assert LABEL.fullmatch(key.split("/")[1]) and isinstance(value, str)
@@ -97,12 +174,84 @@ def test_jobset_meets_its_schema(topology, slices):
   assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("high", "trainer")
 
 
+def test_the_schema_finds_what_a_server_would_refuse():
+  manifest = jobset(make_job(), priority=None, service_account=None)
+  pod_of(manifest)["containers"][0]["resources"]["limits"]["google.com/tpu"] = "4"
+  pod_of(manifest)["hostnetwork"] = True
+  manifest["spec"]["failurePolicy"]["rules"][0]["action"] = "FailJob"
+  del manifest["spec"]["failurePolicy"]["rules"][0]["name"]
+  assert [line.rpartition(".")[2] for line in mismatches(manifest, JOBSET)] == [
+    "name is missing",
+    "action is 'FailJob'",
+    "hostnetwork is unknown",
+    "com/tpu is '4'",
+  ]
+
+
+def after(status: int, manifest: dict) -> str:
+  """What the controllers of Job and JobSet do when a host's container ends with `status`, and is not 0."""
+  spec = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+  reason = "BackoffLimitExceeded" if spec["backoffLimit"] == 0 else None
+  for rule in spec["podFailurePolicy"]["rules"]:
+    codes = rule["onExitCodes"]
+    if (status in codes["values"]) == (codes["operator"] == "In"):
+      assert rule["action"] == "FailJob"
+      reason = "PodFailurePolicy"
+  for rule in manifest["spec"]["failurePolicy"]["rules"]:
+    if reason in rule["onJobFailureReasons"]:
+      return rule["action"]
+  return "RestartJobSet"
+
+
+def restarted_by_xpk(job: Job) -> set[int]:
+  """Statuses after which xpk's JobSet starts again: its own, and those that the flag adds."""
+  (ranges,) = flags_of(xpk(job))["--restart-on-exit-codes"]
+  found = {42, *range(127, 256)}
+  for part in ranges.split(","):
+    first, _, last = part.partition("-")
+    found |= set(range(int(first), int(last or first) + 1))
+  return found
+
+
+@pytest.mark.parametrize("status", [1, 42, 134, 137, STOPPED_STATUS, 255])
+def test_what_did_not_end_well_starts_again(status):
+  # 143 is a preempted run that was saved, 1 that of hosts which lost another, 137 a killed one.
+  assert after(status, applied(make_job())) == "RestartJobSet"
+  assert status in restarted_by_xpk(make_job())
+
+
+def test_a_mistake_ends_the_job():
+  assert after(MISTAKE_STATUS, applied(make_job())) == "FailJobSet"
+  assert restarted_by_xpk(make_job()) == set(range(1, 256)) - {MISTAKE_STATUS}
+
+
+def test_xpk_hands_sigterm_to_the_job(tmp_path):
+  saving = tmp_path / "saving.py"
+  saving.write_text(
+    "import signal, sys, time\n"
+    f"signal.signal(signal.SIGTERM, lambda *args: (print('saved'), sys.exit({STOPPED_STATUS})))\n"
+    "print('started', flush=True)\n"
+    "time.sleep(30)\n"
+  )
+  (command,) = flags_of(xpk(make_job(command=(sys.executable, str(saving)))))["--command"]
+  # As xpk has it: the command is a background job of bash, which passes SIGTERM to that process alone.
+  script = (
+    f"trap 'kill -TERM $PID' TERM; ({expand(command, {})}) & PID=$!; wait $PID; wait $PID; exit $?"
+  )
+  bash = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+  assert bash.stdout is not None and bash.stdout.readline() == "started\n"
+  bash.send_signal(signal.SIGTERM)
+  assert bash.communicate(timeout=20)[0] == "saved\n"
+  assert bash.returncode == STOPPED_STATUS
+
+
 def test_jobset_leaves_out_what_is_not_asked_for():
   pod = pod_of(applied(make_job()))
   assert not {"priorityClassName", "serviceAccountName"} & set(pod)
   spot = pod_of(applied(make_job(spot=True)))
   # Node labels are strings: a bare true would be refused.
   assert spot["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+  assert {"key": "cloud.google.com/gke-spot", "operator": "Exists"} in spot["tolerations"]
 
 
 def test_hostile_arguments_reach_the_jobset_container_unchanged():
@@ -115,7 +264,7 @@ def test_hostile_arguments_reach_the_jobset_container_unchanged():
 
 
 def test_shown_kubectl_command_is_the_command(tmp_path):
-  command = kubectl_apply(make_job(command=HOSTILE), priority=None, service_account=None)
+  command = kubectl_create(make_job(command=HOSTILE), priority=None, service_account=None)
   fake = tmp_path / "kubectl"
   fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >&2\ncat\n')
   fake.chmod(0o755)
@@ -149,14 +298,15 @@ def test_xpk_gets_the_job():
   args = xpk(job, priority="high", project="p", zone="us-central2-b")
   assert args[:3] == ("xpk", "workload", "create")
   flags = flags_of(args)
-  assert flags.pop("--command") == [shlex.join(COMMAND)]
+  assert flags.pop("--command") == [f"exec {shlex.join(COMMAND)}"]
   assert flags == {
     "--workload": ["my-run"],
     "--cluster": ["pods"],
-    "--tpu-type": ["v4-128"],
+    "--tpu-type": ["v4-4x4x4"],
     "--num-slices": ["2"],
     "--docker-image": ["us-docker.pkg.dev/p/r/slm_jax:1"],
     "--max-restarts": ["3"],
+    "--restart-on-exit-codes": ["1-1,3-126"],
     "--termination-grace-period-seconds": ["300"],
     "--env": ["A=1", "B=x y"],
     "--priority": ["high"],
@@ -164,13 +314,17 @@ def test_xpk_gets_the_job():
     "--project": ["p"],
     "--zone": ["us-central2-b"],
   }
-  assert xpk(make_job("v4:4x4x16"))[5] == "--tpu-type=v4-4x4x16"
+  # v4-768 would be 4x4x24 to xpk, and 4x8x12 to the cloud.
+  assert xpk(make_job("v4:4x8x12"))[5] == "--tpu-type=v4-4x8x12"
+  assert xpk(make_job("v5e:4x4"))[5] == "--tpu-type=v5litepod-16"
   deletion = xpk_delete("my-run", cluster="pods", project="p", zone=None)
   assert deletion.args[:3] == ("xpk", "workload", "delete") and "--force" in deletion.args
 
 
 def test_hostile_arguments_pass_xpk_and_bash(tmp_path):
-  job = make_job(command=("printf", "%s\\0", *HOSTILE))
+  # An echo that is a program: `exec` takes no builtin.
+  show = "import sys; print(*sys.argv[1:], sep=chr(0), end=chr(0))"
+  job = make_job(command=(sys.executable, "-c", show, *HOSTILE))
   (command,) = flags_of(xpk(job))["--command"]
   # xpk puts the command into a script of bash, and that into the container's command.
   script = expand(f"({command}) & PID=$!; wait $PID", {"HOME": "/root"})
