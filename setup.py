@@ -24,6 +24,7 @@ setup(
     "etils>=1.7",
     "flax>=0.12",
     "gin-config>=0.5",
+    "google-crc32c>=1.5",
     # TensorFlow Datasets imports it where it builds a data set, but does not ask for it.
     "importlib_resources>=6",
     "jax>=0.8",

@@ -1,17 +1,58 @@
 """A SeqIO data source whose examples are made (or read) by Python, shard by shard."""
 
 import abc
+import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
+from slm_jax.errors import UserError
+
 Example = dict[str, Any]
+# File that names the candidates left out as unusable, one JSON object a line.
+BAD_EXAMPLES = "bad_examples.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """A candidate that could not be used.
+
+  Attributes:
+    name: where it is, e.g. "data/train.jsonl:12".
+    reason: what is wrong with it.
+    count: candidates that are lost with it, itself among them.
+  """
+
+  name: str
+  reason: str
+  count: int = 1
+
+  def __str__(self) -> str:
+    return f"{self.name}: {self.reason}"
+
+
+def check_problems(problems: Sequence[Problem], total: int, share: float, what: str) -> None:
+  """Raises UserError if more than a share of `total` candidates of `what` are problems."""
+  count = sum(problem.count for problem in problems)
+  if count > share * total:
+    first = "; ".join(map(str, problems[:3]))
+    raise UserError(
+      f"{what}: {count} of {total} records cannot be used, at most {share:.2%} may be; first: "
+      f"{first}; mend them or raise max_problem_share"
+    )
+
+
+def problem_lines(split: str, problems: Iterable[Problem]) -> str:
+  """The lines of `BAD_EXAMPLES` for these problems."""
+  lines = ({"split": split, **dataclasses.asdict(problem)} for problem in problems)
+  return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 class ExampleSource(seqio.DataSource):
@@ -24,7 +65,9 @@ class ExampleSource(seqio.DataSource):
 
   Attributes:
     dropped: rule → candidates it has left out of this object's examples so far.
-    problems: one line for each candidate that could not be used so far, naming it and the reason.
+    problems: the candidates that could not be used so far; a candidate is listed once, however often
+      it was read.
+    bad_examples: file that reading through SeqIO adds the problems to, or None.
     max_problem_share: the share of candidates that may be problems before the data count as broken.
   """
 
@@ -40,7 +83,8 @@ class ExampleSource(seqio.DataSource):
     super().__init__(splits=splits)
     self.examples_per_shard = examples_per_shard
     self.dropped: Counter[str] = Counter()
-    self.problems: list[str] = []
+    self.problems: list[Problem] = []
+    self.bad_examples: Path | None = None
 
   @abc.abstractmethod
   def num_input_examples(self, split: str) -> int:
@@ -76,6 +120,16 @@ class ExampleSource(seqio.DataSource):
     count = -(-self.num_input_examples(split) // self.examples_per_shard)
     return [f"{split}-{shard:05d}-of-{count:05d}" for shard in range(count)]
 
+  def _report(self, split: str, new: Sequence[Problem]) -> None:
+    """Names problems met in reading; raises UserError when they are too many."""
+    if new and self.bad_examples:
+      self.bad_examples.parent.mkdir(parents=True, exist_ok=True)
+      with open(self.bad_examples, "a") as file:
+        file.write(problem_lines(split, new))
+    if new:
+      total = sum(self.num_input_examples(split) for split in self.splits)
+      check_problems(self.problems, total, self.max_problem_share, f"split {split}")
+
   def get_dataset(
     self,
     split: str = "train",
@@ -92,8 +146,14 @@ class ExampleSource(seqio.DataSource):
       shards = np.random.default_rng(seed).permutation(shards)
 
     def examples() -> Iterator[Example]:
+      known = set(self.problems)
       for shard in shards:
+        before = len(self.problems)
         yield from self.make_examples(split, *self.shard_range(split, int(shard)))
+        # A later epoch meets the same problems again.
+        self.problems[before:] = new = [p for p in self.problems[before:] if p not in known]
+        known.update(new)
+        self._report(split, new)
 
     signature = {name: tf.TensorSpec([], dtype) for name, dtype in self.fields.items()}
     return tf.data.Dataset.from_generator(examples, output_signature=signature)

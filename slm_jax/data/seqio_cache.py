@@ -3,7 +3,8 @@
 `<cache_dir>/<task>/` gets what `seqio_cache_tasks` writes: `info.<split>.json`,
 `stats.<split>.json`, `<split>.tfrecord-00000-of-000NN` and, last, an empty `COMPLETED`; so
 `use_cached=True` reads it through SeqIO unchanged. Besides, `manifest.json` records the source's
-fingerprint and each shard's SHA-256.
+fingerprint, each shard's SHA-256, and how many candidates of each split were dropped by rule or could
+not be used; `bad_examples.jsonl` names the latter.
 """
 
 import concurrent.futures
@@ -18,14 +19,21 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import seqio
 import tensorflow as tf
 
 from slm_jax.cache import default_cache_dir
-from slm_jax.data.example_source import Example, ExampleSource
+from slm_jax.data.example_source import (
+  BAD_EXAMPLES,
+  Example,
+  ExampleSource,
+  Problem,
+  check_problems,
+  problem_lines,
+)
 from slm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -45,7 +53,7 @@ class ShardNote:
   features: dict[str, dict]
   stats: dict[str, int]
   dropped: dict[str, int]
-  problems: list[str]
+  problems: list[Problem]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +125,17 @@ def cache_task(
       for note in notes
     }
     dropped = {split: dict(_total(n.dropped for n in notes)) for split, notes in splits.items()}
+    bad = {split: [p for note in notes for p in note.problems] for split, notes in splits.items()}
+    (folder / BAD_EXAMPLES).write_text("".join(problem_lines(*item) for item in bad.items()))
     _write_json(
       folder / MANIFEST,
-      {"task": name, "fingerprint": fingerprint, "dropped": dropped, "shards": shards},
+      {
+        "task": name,
+        "fingerprint": fingerprint,
+        "dropped": dropped,
+        "problems": {split: sum(p.count for p in found) for split, found in bad.items()},
+        "shards": shards,
+      },
     )
     (folder / "COMPLETED").touch()
   return folder
@@ -152,8 +168,8 @@ def _make_shards(
     for shards in [task.source.list_shards(split)]
     for shard in range(len(shards))
   ]
-  notes = {job: note for job in jobs if (note := _finished(job)) is not None}
-  _check_problems(task, notes.values())
+  # A shard with problems is made again: whoever comes back may have mended its files.
+  notes = {job: note for job in jobs if (note := _finished(job)) and not note.problems}
   todo = [job for job in jobs if job not in notes]
   started = said = time.monotonic()
   made = 0
@@ -161,7 +177,7 @@ def _make_shards(
     notes[job] = note
     for problem in note.problems:
       say(f"{task.name}: skipped {problem}")
-    _check_problems(task, notes.values())
+    _check_problems(task, notes, folder)
     made += note.examples
     now = time.monotonic()
     if now - said < SECONDS_BETWEEN_LINES and number < len(todo):
@@ -176,18 +192,19 @@ def _make_shards(
   return {split: [notes[job] for job in jobs if job.split == split] for split in task.splits}
 
 
-def _check_problems(task: seqio.Task, notes: Iterable[ShardNote]) -> None:
-  """Raises UserError when more candidates were unusable than the source allows."""
-  problems = [problem for note in notes for problem in note.problems]
+def _check_problems(task: seqio.Task, notes: Mapping[_Job, ShardNote], folder: Path) -> None:
+  """Writes down the problems so far; raises UserError when they are more than the source allows."""
+  problems = [problem for note in notes.values() for problem in note.problems]
   if not problems:
     return
+  lines = (problem_lines(job.split, note.problems) for job, note in notes.items())
+  (folder / BAD_EXAMPLES).write_text("".join(lines))
   total = sum(task.source.num_input_examples(split) or 0 for split in task.splits)
   share = task.source.max_problem_share if isinstance(task.source, ExampleSource) else 0.0
-  if len(problems) > share * total:
-    raise UserError(
-      f"task {task.name}: {len(problems)} of {total} records cannot be used, at most "
-      f"{share:.2%} may be; first: {'; '.join(problems[:3])}; mend them or raise the share"
-    )
+  try:
+    check_problems(problems, total, share, f"task {task.name}")
+  except UserError as error:
+    raise UserError(f"{error}; all are named in {folder / BAD_EXAMPLES}") from error
 
 
 def _run(
@@ -246,7 +263,7 @@ def _write_source_shard(source: ExampleSource, job: _Job) -> ShardNote:
 
 
 def _write_shard(
-  examples: Iterable[Example], dropped: dict[str, int], problems: list[str], job: _Job
+  examples: Iterable[Example], dropped: dict[str, int], problems: list[Problem], job: _Job
 ) -> ShardNote:
   """Writes one file by way of a temporary name; reads `dropped` and `problems` at the end."""
   temporary = job.folder / f".{job.path.name}.{os.getpid()}"
@@ -280,8 +297,9 @@ def _finished(job: _Job) -> ShardNote | None:
   if not (job.path.exists() and job.note_path.exists()):
     return None
   try:
-    note = ShardNote(**json.loads(job.note_path.read_text()))
-  except (TypeError, ValueError):  # written by another version
+    content = json.loads(job.note_path.read_text())
+    note = ShardNote(**{**content, "problems": [Problem(**p) for p in content["problems"]]})
+  except (KeyError, TypeError, ValueError):  # written by another version
     return None
   return note if _sha256(job.path) == note.sha256 else None
 
