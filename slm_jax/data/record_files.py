@@ -2,6 +2,7 @@
 
 import abc
 import bisect
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -65,9 +66,8 @@ class FilesTable(RecordTable):
       path, file = self.paths[number], self._file(number)
       wanted = [row - starts[number] for row in group]
       inside = [row for row in wanted if row < file.rows]
-      names = ((f"{path}:{row}", f"{path.name}:{row}") for row in inside)
-      for (name, key), (fields, problem) in zip(names, self._read(path, inside), strict=True):
-        yield Record(name=name, key=key, fields=fields, problem=problem)
+      for row, (fields, problem) in zip(inside, self._read(path, inside), strict=True):
+        yield Record(name=f"{path}:{row}", key=f"{path.name}:{row}", fields=fields, problem=problem)
       if len(inside) < len(wanted):
         lost = self._mean_rows() if file.lost is None else file.lost
         yield Record(name=str(path), key=path.name, problem=file.problem, lost=lost)
@@ -110,7 +110,9 @@ class FilesTable(RecordTable):
 @functools.lru_cache(maxsize=4096)
 def _inspected(inspect, path: Path, modified: int, size: int) -> _File:
   """`modified` and `size` make a changed file another one."""
-  return inspect(path)
+  file = inspect(path)
+  # An absurd count would be an absurd amount of memory.
+  return file if file.rows <= size else _File(0, f"is damaged: {file.rows} rows in {size} bytes")
 
 
 class TFRecordTable(FilesTable):
@@ -165,14 +167,15 @@ class ArrayRecordTable(FilesTable):
   def _inspect(path: Path) -> _File:
     try:
       reader = ArrayRecordReader(str(path))
+      rows = reader.num_records()
+      reader.close()  # raises for a reader that could not open its file
     except (RuntimeError, ValueError) as error:
       return _File(0, f"is no whole ArrayRecord file ({_first_line(error)}): cut off or damaged")
-    try:
-      return _File(reader.num_records())
-    finally:
-      reader.close()
+    return _File(rows)
 
   def _read(self, path: Path, rows: list[int]) -> Iterator[tuple[dict[str, Any], str]]:
+    if not rows:
+      return
     reader = ArrayRecordReader(str(path))
     try:
       for row in rows:
@@ -183,7 +186,8 @@ class ArrayRecordTable(FilesTable):
         else:
           yield _example_fields(data)
     finally:
-      reader.close()
+      with contextlib.suppress(RuntimeError):  # the reads have told what is wrong
+        reader.close()
 
 
 class ParquetTable(FilesTable):
@@ -203,25 +207,28 @@ class ParquetTable(FilesTable):
     for number, path in enumerate(self.paths):
       file = self._file(number)
       if file.rows:
-        with pyarrow.parquet.ParquetFile(path) as parquet:
-          light = [field.name for field in parquet.schema_arrow if not _is_heavy(field.type)]
-          table = parquet.read(columns=light)
-        for row in range(file.rows):
-          fields, problem = _row(table, row)
+        for row, (fields, problem) in enumerate(self._read(path, range(file.rows), light=True)):
           yield Record(
             name=f"{path}:{row}", key=f"{path.name}:{row}", fields=fields, problem=problem
           )
       if file.problem:
         yield Record(name=str(path), key=path.name, problem=file.problem)
 
-  def _read(self, path: Path, rows: list[int]) -> Iterator[tuple[dict[str, Any], str]]:
+  def _read(
+    self, path: Path, rows: Sequence[int], light: bool = False
+  ) -> Iterator[tuple[dict[str, Any], str]]:
+    """`light`: without the columns that may hold audio."""
+    if not rows:
+      return
     with pyarrow.parquet.ParquetFile(path) as file:
+      columns = [f.name for f in file.schema_arrow if not (light and _is_heavy(f.type))]
       sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
       starts = list(itertools.accumulate(sizes, initial=0))
       for group, members in itertools.groupby(rows, lambda r: bisect.bisect_right(starts, r) - 1):
         try:
-          table = file.read_row_group(group)
-        except (pyarrow.ArrowException, OSError) as error:
+          table = file.read_row_group(group, columns=columns)
+          table.validate()
+        except (pyarrow.ArrowException, OSError, IndexError) as error:
           problem = f"row group {group} is damaged ({_first_line(error)})"
           yield from (({}, problem) for _ in members)
           continue
@@ -231,6 +238,8 @@ class ParquetTable(FilesTable):
 
 def _row(table: pyarrow.Table, row: int) -> tuple[dict[str, Any], str]:
   fields = {}
+  if row >= table.num_rows:
+    return {}, "the row is missing: its group is shorter than the file states"
   for name in table.column_names:
     try:
       fields[name] = table[name][row].as_py()
