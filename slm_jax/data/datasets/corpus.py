@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from slm_jax.errors import UserError
 
 # Of the examples that a data set promises; CoVoST 2 lacks a few clips of most languages.
 MAX_PROBLEM_SHARE = 0.01
+_ARCHIVE_SUFFIX = re.compile(r"(\.tar\.gz|\.tar|\.tgz|\.zip)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,28 +73,26 @@ class SpeechCorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       metadata=tfds.core.MetadataDict(left_out={}),
     )
 
-  def archive(self, dl_manager: tfds.download.DownloadManager, name: str, url: str = "") -> Path:
+  def archive(self, dl_manager: tfds.download.DownloadManager, *names: str, url: str = "") -> Path:
     """The path of an archive: below manual_dir, unpacked or not, else downloaded.
 
     Args:
-      name: path below manual_dir, e.g. "mls_german.tar.gz"; the same without its suffixes is a
-        folder that the archive was unpacked into.
+      names: paths below manual_dir that it may have, e.g. "mls_german.tar.gz"; one without its
+        suffixes is a folder that the archive was unpacked into.
       url: "" where the licence has to be accepted by hand.
 
     Raises:
       UserError: not there and not to be downloaded, or not what its published checksum says.
     """
     manual = _manual_dir(dl_manager)
-    unpacked = (
-      name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz").removesuffix(".zip")
-    )
-    for candidate in dict.fromkeys((name, unpacked)):
-      if (path := manual / candidate).exists():
-        verify(path)
-        return path
+    for name in names:
+      for candidate in (manual / name, manual / _ARCHIVE_SUFFIX.sub("", name)):
+        if candidate.exists():
+          verify(candidate)
+          return candidate
     if not url:
       raise UserError(
-        f"{self.name}: {manual / name} does not exist. "
+        f"{self.name}: {manual / names[0]} does not exist. "
         f"{self.MANUAL_DOWNLOAD_INSTRUCTIONS or ''} Name its folder by --manual_dir"
       )
     return Path(os.fspath(dl_manager.download(url)))

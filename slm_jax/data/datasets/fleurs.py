@@ -63,7 +63,7 @@ class Fleurs(SpeechCorpusBuilder):
     }
 
   def _locate(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
-    return self.archive(dl_manager, name, f"{URL}/{name}")
+    return self.archive(dl_manager, name, url=f"{URL}/{name}")
 
 
 def _records(
