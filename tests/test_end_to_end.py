@@ -1,6 +1,11 @@
 """The main job in small: SeqIO mixture, train, resume, eval, infer, on the shipped models."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -77,6 +82,35 @@ def test_eval_scores_every_system_and_writes_a_report(run_dir, capsys):
   page = (run_dir / "report.html").read_text()
   assert "<audio" in page and "tiny_ast" in page
   assert "tiny_asr" in capsys.readouterr().out
+
+
+def test_eval_in_two_processes_gives_the_same_texts(run_dir, tmp_path):
+  """Each has one device and answers half of every batch; the second writes nothing."""
+  shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("inference_eval"))
+  with socket.create_server(("", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+  argv = [*GIN, f"--gin.MODEL_DIR='{tmp_path / 'run'}'", "--gin.TRAIN_STEPS=4"]
+  argv += [f"--coordinator_address={address}", "--process_count=2"]
+  environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-m", "slm_jax", "eval", *argv, f"--process_index={i}"],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert "wrote" in outputs[0][1] and "wrote" not in outputs[1][1] and not outputs[1][0]
+
+  def texts(folder: Path) -> list[str]:
+    lines = (folder / "inference_eval" / "tiny_ast-4.jsonl").read_text().strip().split("\n")
+    return [json.loads(line)["prediction"] for line in lines]
+
+  assert texts(tmp_path / "run") == texts(run_dir)
 
 
 def test_infer_answers_about_any_audio(run_dir, tmp_path):

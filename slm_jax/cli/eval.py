@@ -2,9 +2,12 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
+from etils import epath
+
+from slm_jax.cli import processes
 from slm_jax.cli.main import parse, parser_for
+from slm_jax.paths import run_folder
 
 EXAMPLE = "slm_jax eval --gin_file=experiments/mini.gin --gin.MODEL_DIR=\"'runs/mini'\" --report=report.html"
 
@@ -14,24 +17,44 @@ def run(argv: list[str]) -> int:
   parser = parser_for("eval", EXAMPLE)
   parser.add_argument("--report", help="HTML report; default: MODEL_DIR/report.html")
   parser.add_argument("--answers", help="JSON lines of `slm_jax infer` to show in the report")
+  processes.add_flags(parser)
   flags, bindings = parse(parser, argv)
+  where = processes.processes_config(flags)
   from slm_jax import config
+  from slm_jax.training.processes import joined
+
+  config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
+  eval_config = config.build("eval")
+  with joined(where) as run_processes:
+    _evaluate(eval_config, flags, run_processes)
+  return 0
+
+
+def _evaluate(eval_config, flags, run_processes) -> None:
+  """All processes read all examples and get all answers, of which the model computes a share; the first writes."""
   from slm_jax.data import registry
   from slm_jax.data.batches import EvalExamples
   from slm_jax.evaluation.generation import GenerationSettings
   from slm_jax.evaluation.runner import evaluate
   from slm_jax.evaluation.summary import print_scores, report_run
   from slm_jax.evaluation.writer import write_evaluation
+  from slm_jax.training.loop import describe
+  from slm_jax.training.processes import code_facts
   from slm_jax.training.restore import load_speech_language_model
+  from slm_jax.training.sharding import mesh_of_several
 
-  config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
-  eval_config = config.build("eval")
+  run_processes.check_agreement(describe(eval_config) | code_facts())
+
   registry.set_directories(flags.tfds_data_dir, flags.seqio_additional_cache_dirs)
   for task in eval_config.tasks:
     registry.find(task, eval_config.mixture_or_task_module)
   max_samples = eval_config.task_feature_lengths["audio"]
   model, step = load_speech_language_model(
-    eval_config.model, eval_config.model_dir, step=eval_config.step, max_samples=max_samples
+    eval_config.model,
+    eval_config.model_dir,
+    step=eval_config.step,
+    max_samples=max_samples,
+    mesh=mesh_of_several(eval_config.mesh),
   )
   examples = []
   for task in eval_config.tasks:
@@ -52,10 +75,11 @@ def run(argv: list[str]) -> int:
     max_new_tokens=eval_config.task_feature_lengths["targets"],
   )
   result = evaluate(model, examples, settings, kinds=eval_config.task_kinds)
+  if run_processes.index != 0:
+    return
   for path in write_evaluation(result, eval_config.model_dir, step):
     print(f"[slm_jax] wrote {path}", file=sys.stderr)
   print_scores(result)
-  report = Path(flags.report or Path(eval_config.model_dir) / "report.html")
+  report = epath.Path(flags.report or run_folder(eval_config.model_dir) / "report.html")
   report_run(report, eval_config.model_dir, step, model, result, examples, flags.answers)
   print(f"[slm_jax] report: {report}", file=sys.stderr)
-  return 0

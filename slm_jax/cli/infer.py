@@ -42,6 +42,7 @@ def run(argv: list[str]) -> int:
   from slm_jax.cli.run_folder import load_run
   from slm_jax.evaluation.generation import GenerationSettings
   from slm_jax.training.restore import load_speech_language_model
+  from slm_jax.training.sharding import mesh_of_several
 
   if bool(flags.requests) == bool(flags.audio or flags.instruction):
     raise UserError("give either --requests=FILE.jsonl or --audio=… with --instruction=…")
@@ -63,6 +64,7 @@ def run(argv: list[str]) -> int:
     flags.model_dir,
     step=flags.step,
     max_samples=train_config.train_dataset.task_feature_lengths["audio"],
+    mesh=mesh_of_several(train_config.mesh),
   )
   summary = inference.infer(
     model, requests, flags.output, settings, max_bad_audio=flags.max_bad_audio

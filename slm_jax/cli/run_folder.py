@@ -1,10 +1,10 @@
 """Reads the config of a training run back from its MODEL_DIR."""
 
 import argparse
-from pathlib import Path
 
 from slm_jax import config
 from slm_jax.errors import UserError
+from slm_jax.paths import run_folder
 from slm_jax.training.config import TrainConfig
 from slm_jax.training.recipes import AdapterRecipe
 
@@ -15,7 +15,7 @@ def load_run(flags: argparse.Namespace, bindings: list[str]) -> tuple[TrainConfi
   Raises:
     UserError: the folder holds no run, or one that trained no adapter.
   """
-  path = Path(flags.model_dir) / "config.gin"
+  path = run_folder(flags.model_dir) / "config.gin"
   if not path.is_file():
     raise UserError(
       f"--model_dir={flags.model_dir}: no config.gin there; expected a training run's folder"

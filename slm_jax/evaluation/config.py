@@ -3,6 +3,7 @@
 import dataclasses
 
 from slm_jax.training.recipes import AdapterRecipe
+from slm_jax.training.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class EvalConfig:
   task_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
   # Tasks whose offline cache is missing are synthesised with this many processes.
   cache_processes: int = 2
+  # Over which model and batches are spread where there are several devices.
+  mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
     if not self.tasks:

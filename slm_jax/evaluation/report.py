@@ -9,13 +9,13 @@ import dataclasses
 import difflib
 import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import soundfile
+from etils import epath
 
 from slm_jax.audio.files import SAMPLE_RATE
 from slm_jax.evaluation.loss_curve import loss_curve_svg
@@ -130,12 +130,12 @@ def write_report(
     f"<title>{escape(summary.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
     f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
   )
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    partial.write_bytes(page.encode("utf-8", errors="replace"))
+    partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +13,7 @@ from slm_jax.errors import UserError
 from slm_jax.evaluation.report import ReportDemo, ReportSample, RunSummary, write_report
 from slm_jax.evaluation.runner import SYSTEMS, EvaluationResult, SpeechExample
 from slm_jax.models.speech_language_model import SpeechLanguageModel
+from slm_jax.paths import run_folder
 from slm_jax.training import parameters
 from slm_jax.training.scalars import read_scalars
 
@@ -32,7 +34,7 @@ def print_scores(result: EvaluationResult) -> None:
 
 
 def report_run(
-  path: Path,
+  path: epath.PathLike,
   model_dir: str,
   step: int,
   model: SpeechLanguageModel,
@@ -51,8 +53,8 @@ def report_run(
     examples: what was evaluated, for the audio of the samples shown.
     answers: JSON lines of `slm_jax infer` to show, or None.
   """
-  log = read_scalars(Path(model_dir) / "train.jsonl")
-  memory_path = Path(model_dir) / "memory.json"
+  log = read_scalars(run_folder(model_dir) / "train.jsonl")
+  memory_path = run_folder(model_dir) / "memory.json"
   memory = sum(json.loads(memory_path.read_text()).values()) if memory_path.is_file() else None
   trained = parameters.count(model.params["adapter"])
   summary = RunSummary(

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epath
+
 from slm_jax.evaluation.runner import EvaluationResult, Prediction, TaskEvaluation
+from slm_jax.paths import run_folder
 
 
 def write_evaluation(
   result: EvaluationResult, model_dir: str | os.PathLike[str], step: int
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """Writes `MODEL_DIR/inference_eval/<task>-<step>.jsonl` and `<task>-metrics.jsonl` of every task.
 
   A file is replaced in one move, so a kill leaves the old one or the new one. The metrics file
@@ -25,7 +27,7 @@ def write_evaluation(
   for task in result.tasks:
     if not re.fullmatch(r"[\w.:+-]+", task.task):
       raise ValueError(f"task name {task.task!r} must hold letters, digits and . : + - _ only")
-  folder = pathlib.Path(model_dir) / "inference_eval"
+  folder = run_folder(model_dir) / "inference_eval"
   folder.mkdir(parents=True, exist_ok=True)
   written = []
   for task in result.tasks:
@@ -57,14 +59,14 @@ def metrics_line(task: TaskEvaluation, step: int, decoding: Mapping[str, Any]) -
   }
 
 
-def write_json_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_json_lines(path: epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line, UTF-8, moved into place when complete."""
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
     with open(partial, "w", encoding="utf-8") as file:
       for line in lines:
         file.write(json_line(line))
-    os.replace(partial, path)
+    partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
 
@@ -108,7 +110,7 @@ def _prediction_line(prediction: Prediction) -> dict[str, Any]:
   }
 
 
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -63,8 +63,9 @@ def generate(
     max_lengths = np.full(batch, config.max_new_tokens, np.int32)
   _check_limits(max_lengths, batch, config.max_new_tokens)
   unseeded = dataclasses.replace(config, seed=0)
-  limits = jnp.asarray(max_lengths, jnp.int32)
-  prefix = jnp.asarray(prefix, jnp.int32)
+  # What is on the host stays there until it is compiled for: on one of several hosts it would lie on
+  # a device of that one alone.
+  limits, prefix = max_lengths.astype(np.int32), prefix.astype(np.int32)
   rows = _row_sharding(mask)
   return _generate(t5.config, unseeded, rows, params, memory, mask, prefix, limits, config.seed)
 

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
+from slm_jax.models.row_placement import RowPlacement
 from slm_jax.models.t5 import T5, T5Config
 
 
@@ -20,13 +22,19 @@ class LanguageModel:
     tokenizer: `sentencepiece.SentencePieceProcessor`, or None if the folder has none.
   """
 
-  def __init__(self, config: T5Config, params: dict, tokenizer: Any = None):
+  def __init__(
+    self, config: T5Config, params: dict, tokenizer: Any = None, mesh: Mesh | None = None
+  ):
+    """`mesh`: over which `params` lie; `generate` then spreads the rows of host arrays over it."""
     self.config = config
     self.params = params
     self.tokenizer = tokenizer
+    self._rows = RowPlacement(mesh)
 
   @functools.cached_property
   def _variables(self) -> dict:
+    if self._rows.mesh is not None:
+      return {"params": self.params}
     # Loaded weights are host arrays; the first computation moves them to the device, once.
     return {"params": jax.device_put(self.params)}
 
@@ -79,9 +87,18 @@ class LanguageModel:
     """
     config = GenerationConfig(**options)
     mask = self._mask(tokens, embeddings, mask)
-    memory = _encode(self.config, self._variables, tokens, embeddings, mask)
     t5, params = T5(self.config), self._variables["params"]
-    return generate(t5, params, memory, mask, config, prefix=prefix, max_lengths=max_lengths)
+    if self._rows.mesh is None:
+      memory = _encode(self.config, self._variables, tokens, embeddings, mask)
+      return generate(t5, params, memory, mask, config, prefix=prefix, max_lengths=max_lengths)
+    spread = self._rows.spread(mask)
+    tokens, embeddings, prefix, max_lengths = (
+      None if x is None else self._rows.spread(x) for x in (tokens, embeddings, prefix, max_lengths)
+    )
+    with self._rows.active():
+      memory = _encode(self.config, self._variables, tokens, embeddings, spread)
+      found = generate(t5, params, memory, spread, config, prefix=prefix, max_lengths=max_lengths)
+    return self._rows.collect(found, len(mask))
 
   def _mask(self, tokens, embeddings, mask) -> jax.Array:
     if (tokens is None) == (embeddings is None):

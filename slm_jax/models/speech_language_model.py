@@ -5,12 +5,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from slm_jax.models.ctc import greedy_decode
 from slm_jax.models.decoding import GenerationConfig, GenerationResult, generate
 from slm_jax.models.language_model import LanguageModel
+from slm_jax.models.row_placement import RowPlacement
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.t5 import T5
@@ -26,6 +27,8 @@ class SpeechLanguageModel:
     tokenizer: the LM's SentencePiece processor.
     ctc_tokenizer: the speech encoder's SentencePiece processor, for CTC transcripts.
     max_samples: samples at 16 kHz that one call takes; longer audio goes in chunks.
+    mesh: over which `params` lie and batches are spread, by whatever number of processes, each of
+      which makes the same calls and gets whole results; None is the default device.
   """
 
   model: SLM
@@ -33,19 +36,25 @@ class SpeechLanguageModel:
   tokenizer: Any
   ctc_tokenizer: Any
   max_samples: int
+  mesh: Mesh | None = None
+
+  @functools.cached_property
+  def _rows(self) -> RowPlacement:
+    return RowPlacement(self.mesh)
 
   @functools.cached_property
   def language_model(self) -> LanguageModel:
     """The frozen LM alone: text in, text out."""
     params = self.params["language_model"]
-    return LanguageModel(self.model.config.language_model, params, self.tokenizer)
+    return LanguageModel(self.model.config.language_model, params, self.tokenizer, self.mesh)
 
   @functools.cached_property
   def _encode(self):
     def encode(params, audio, lengths, prompt):
       return self.model.apply({"params": params}, audio, lengths, prompt, method="encode")
 
-    return jax.jit(encode)
+    rows = self._rows.sharding
+    return jax.jit(encode) if rows is None else jax.jit(encode, out_shardings=(rows, rows))
 
   @functools.cached_property
   def _ctc(self):
@@ -79,14 +88,15 @@ class SpeechLanguageModel:
     Returns:
       ids int32 [B, max_new_tokens] and scores fp32 [B].
     """
-    memory, mask = self._encode(
-      self.params, jnp.asarray(audio), jnp.asarray(lengths), jnp.asarray(prompt_tokens)
-    )
     config = GenerationConfig(
       max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty
     )
-    t5 = T5(self.model.config.language_model)
-    return generate(t5, self.params["language_model"], memory, mask, config)
+    t5, params = T5(self.model.config.language_model), self.params["language_model"]
+    inputs = (self._rows.spread(x) for x in (audio, lengths, prompt_tokens))
+    with self._rows.active():
+      memory, mask = self._encode(self.params, *inputs)
+      found = generate(t5, params, memory, mask, config)
+    return self._rows.collect(found, len(audio))
 
   @property
   def has_ctc(self) -> bool:
@@ -95,6 +105,8 @@ class SpeechLanguageModel:
 
   def ctc_transcribe(self, audio: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Greedy CTC transcripts of the frozen speech encoder alone; audio int16 [B, S], lengths int32 [B]."""
-    ids, counts = self._ctc(self.params["speech_encoder"], jnp.asarray(audio), jnp.asarray(lengths))
-    ids, counts = np.asarray(ids), np.asarray(counts)
+    inputs = (self._rows.spread(x) for x in (audio, lengths))
+    with self._rows.active():
+      found = self._ctc(self.params["speech_encoder"], *inputs)
+    ids, counts = self._rows.collect(found, len(audio))
     return [self.ctc_tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)]

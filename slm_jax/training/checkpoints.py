@@ -6,7 +6,6 @@ one. Frozen weights are not in it; their fingerprint is, and restoring over anot
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +14,7 @@ import orbax.checkpoint.checkpoint_managers as policies
 from etils import epath
 
 from slm_jax.errors import UserError
+from slm_jax.paths import run_folder
 from slm_jax.training.step import TrainState
 
 # What checkpoints are compared by; less is better.
@@ -50,7 +50,7 @@ class DataPositionHandler(ocp.CheckpointHandler):
   """Lets Orbax carry the data iterator's own files, in one folder for all processes."""
 
   def save(self, directory: epath.Path, args: "SaveDataPosition") -> None:
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     args.batches.save(str(directory))
 
   def restore(self, directory: epath.Path, args: "RestoreDataPosition") -> None:
@@ -72,7 +72,7 @@ class RestoreDataPosition(ocp.args.CheckpointArgs):
 class Checkpoints:
   """The checkpoints of one MODEL_DIR."""
 
-  def __init__(self, model_dir: str | Path, *, keep: int, keep_best: int = 0):
+  def __init__(self, model_dir: str | epath.PathLike, *, keep: int, keep_best: int = 0):
     """Keeps the `keep` newest and the `keep_best` with the least held-out loss."""
     kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
     if keep_best:
@@ -87,7 +87,7 @@ class Checkpoints:
       enable_async_checkpointing=True,
     )
     self._manager = ocp.CheckpointManager(
-      Path(model_dir).absolute(), options=options, item_names=("state", "data", "info")
+      run_folder(model_dir), options=options, item_names=("state", "data", "info")
     )
 
   def latest(self) -> int | None:
@@ -120,7 +120,7 @@ class Checkpoints:
     self, step: int, state: TrainState, batches: Batches | None, info: dict
   ) -> TrainState:
     """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position."""
-    check_base(Path(self._manager.directory) / f"checkpoint_{step}", info["frozen"])
+    check_base(self._manager.directory / f"checkpoint_{step}", info["frozen"])
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state).__dict__)
     args = {"state": ocp.args.StandardRestore(template)}
     if batches is not None:
@@ -136,7 +136,7 @@ class Checkpoints:
 
   def info(self, step: int) -> dict:
     """What was saved as `info` with checkpoint `step`."""
-    return saved_info(Path(self._manager.directory) / f"checkpoint_{step}")
+    return saved_info(self._manager.directory / f"checkpoint_{step}")
 
   def wait(self) -> None:
     """Blocks until everything that was started is on disk."""
@@ -170,25 +170,25 @@ def _typed(restored: dict, state: TrainState) -> dict:
   return {**restored, "opt_state": jax.tree.unflatten(tree, leaves)}
 
 
-def saved_info(folder: Path) -> dict:
+def saved_info(checkpoint: epath.Path) -> dict:
   """What was saved beside the state of a checkpoint's folder."""
-  return json.loads((folder / "info" / "metadata").read_text())
+  return json.loads((checkpoint / "info" / "metadata").read_text())
 
 
-def check_base(folder: Path, fingerprints: dict[str, str]) -> None:
-  """Raises UserError unless the checkpoint `folder` was trained over frozen parts of these fingerprints."""
-  saved = saved_info(folder)["frozen"]
+def check_base(checkpoint: epath.Path, fingerprints: dict[str, str]) -> None:
+  """Raises UserError unless the folder `checkpoint` was trained over frozen parts of these fingerprints."""
+  saved = saved_info(checkpoint)["frozen"]
   for part in sorted(saved.keys() | fingerprints.keys()):
     trained_over, found = saved.get(part), fingerprints.get(part)
     if found != trained_over:
       raise UserError(
-        f"{folder} was trained over another {part}: its fingerprint is {trained_over}, the one loaded now is {found}; "
-        "point the run at the base it was trained on"
+        f"{checkpoint} was trained over another {part}: its fingerprint is {trained_over}, the one loaded now is "
+        f"{found}; point the run at the base it was trained on"
       )
 
 
 def check_run(
-  model_dir: Path, described: dict, free: tuple[str, ...], defaults: dict | None = None
+  model_dir: epath.Path, described: dict, free: tuple[str, ...], defaults: dict | None = None
 ) -> None:
   """Refuses to continue a MODEL_DIR that holds checkpoints of another config.
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from slm_jax.batch import Batch
 from slm_jax.errors import UserError
+from slm_jax.paths import run_folder
 from slm_jax.training import setup, sharding
 from slm_jax.training.checkpoints import Batches, Checkpoints, check_run
 from slm_jax.training.compiled_steps import CompiledSteps
@@ -120,7 +120,7 @@ class _Run:
     self._mesh = sharding.make_mesh(config.mesh)
     self._batch_size = config.train_dataset.batch_size
     sharding.check_batch_size(self._batch_size, self._mesh, config.num_microbatches)
-    self._model_dir = Path(config.model_dir)
+    self._model_dir = run_folder(config.model_dir)
     # Before weights are read, which may take long.
     facts = describe(config) | code_facts() | batches.facts
     processes.check_agreement(facts)
@@ -280,11 +280,11 @@ def _whole(arrays: dict, batch_size: int) -> Batch:
 
 def initial_state(path: str, state: TrainState, info: dict) -> TrainState:
   """Starts a new run from the trained parameters of another run's checkpoint folder `…/checkpoint_<step>`."""
-  folder = Path(path)
-  step = folder.name.removeprefix("checkpoint_")
-  if not folder.is_dir() or not step.isdigit():
+  source_dir = run_folder(path)
+  step = source_dir.name.removeprefix("checkpoint_")
+  if not source_dir.is_dir() or not step.isdigit():
     raise UserError(f"INITIAL_CHECKPOINT_PATH={path!r}: expected a folder …/checkpoint_<step>")
-  source = Checkpoints(folder.parent, keep=1_000_000)
+  source = Checkpoints(source_dir.parent, keep=1_000_000)
   restored = source.restore(int(step), state, None, info)
   source.close()
   return dataclasses.replace(state, params=restored.params)

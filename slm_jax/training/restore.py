@@ -1,16 +1,20 @@
 """Reads a trained adapter back, over its frozen bases, ready to answer."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
 
+from slm_jax.batch import Batch
 from slm_jax.errors import UserError
 from slm_jax.interop.placement import place_all
+from slm_jax.models.partitioning import parameter_shardings
 from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
+from slm_jax.paths import run_folder
 from slm_jax.training import parameters
 from slm_jax.training.checkpoints import METRIC, check_base
 from slm_jax.training.objectives import SLMObjective
@@ -21,7 +25,7 @@ PREFIX = "checkpoint_"
 BEST = "best"
 
 
-def checkpoint_folder(model_dir: str | Path, step: int | str | None = None) -> Path:
+def checkpoint_folder(model_dir: str | epath.PathLike, step: int | str | None = None) -> epath.Path:
   """The checkpoint of `step`, the newest (None), or the one of least held-out loss (`BEST`).
 
   Raises:
@@ -29,7 +33,7 @@ def checkpoint_folder(model_dir: str | Path, step: int | str | None = None) -> P
   """
   folders = {
     int(path.name.removeprefix(PREFIX)): path
-    for path in Path(model_dir).absolute().glob(f"{PREFIX}*")
+    for path in run_folder(model_dir).glob(f"{PREFIX}*")
     if path.name.removeprefix(PREFIX).isdigit() and ocp.utils.is_checkpoint_finalized(path)
   }
   if not folders:
@@ -53,52 +57,71 @@ def checkpoint_folder(model_dir: str | Path, step: int | str | None = None) -> P
   return folders[step]  # pyright: ignore[reportArgumentType]
 
 
-def _held_out_loss(folder: Path) -> float | None:
-  path = folder / "metrics" / "metrics"
+def _held_out_loss(checkpoint: epath.Path) -> float | None:
+  path = checkpoint / "metrics" / "metrics"
   return json.loads(path.read_text()).get(METRIC) if path.is_file() else None
 
 
-def restore_trained(folder: Path) -> dict:
+def restore_trained(checkpoint: epath.PathLike) -> dict:
   """The trained parameters of a checkpoint, nested, as host arrays; the optimiser's are not read."""
   with ocp.PyTreeCheckpointer() as reader:
-    metadata = reader.metadata(folder / "state").item_metadata.tree
+    metadata = reader.metadata(epath.Path(checkpoint) / "state").item_metadata.tree
     wanted = {"params": metadata["params"]}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-    return reader.restore(folder / "state", args=args)["params"]
+    return reader.restore(epath.Path(checkpoint) / "state", args=args)["params"]
 
 
 def load_speech_language_model(
-  recipe: AdapterRecipe, model_dir: str | Path, *, step: int | str | None, max_samples: int
+  recipe: AdapterRecipe,
+  model_dir: str | epath.PathLike,
+  *,
+  step: int | str | None,
+  max_samples: int,
+  mesh: Mesh | None = None,
 ) -> tuple[SpeechLanguageModel, int]:
-  """An adapter run's model and the step it was saved at.
+  """An adapter run's model, spread over `mesh` if there is one, and the step it was saved at.
 
   Raises:
     UserError: no such checkpoint, another base than it was trained on, or an adapter of another shape.
   """
-  folder = checkpoint_folder(model_dir, step)
+  checkpoint = checkpoint_folder(model_dir, step)
   built = recipe.build()
   if built.tokenizer is None:
     raise UserError(
       f"{recipe.language_model} has no spiece.model, without which there is no text; copy the "
       "SentencePiece model there"
     )
-  trained = restore_trained(folder)
+  trained = restore_trained(checkpoint)
+  assert isinstance(built.objective, SLMObjective)
+  model: SLM = built.objective.model
+  shardings = None if mesh is None else _shardings(built.objective, max_samples, mesh)
   loaded = parameters.flatten(built.loaded)
   for path in parameters.flatten(trained):
     loaded.pop(path, None)
-  frozen = parameters.unflatten(place_all(loaded, None))
-  check_base(folder, {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()})
-  params = parameters.merge(trained, frozen)
-  assert isinstance(built.objective, SLMObjective)
-  model: SLM = built.objective.model
+  frozen = parameters.unflatten(place_all(loaded, shardings))
+  check_base(
+    checkpoint, {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
+  )
+  placed = place_all(parameters.flatten(trained), shardings)
+  params = parameters.merge(parameters.unflatten(placed), frozen)
   return (
     SpeechLanguageModel(
       model=model,
-      params=jax.tree.map(jax.numpy.asarray, params),
+      params=params,
       tokenizer=built.tokenizer,
       ctc_tokenizer=built.ctc_tokenizer,
       max_samples=min(max_samples, built.max_samples or max_samples),
+      mesh=mesh,
     ),
-    int(folder.name.removeprefix(PREFIX)),
+    int(checkpoint.name.removeprefix(PREFIX)),
   )
+
+
+def _shardings(objective: SLMObjective, max_samples: int, mesh: Mesh) -> dict:
+  """By path; shapes of parameters do not depend on the batch that the model is traced with."""
+  batch = Batch.fake(
+    batch_size=1, num_samples=max_samples, prompt_length=1, target_length=1, vocab_size=4
+  )
+  boxed = jax.eval_shape(objective.init, jax.random.key(0), batch)
+  return parameters.flatten(parameter_shardings(boxed, mesh))

@@ -1,9 +1,9 @@
 """Scalars of a run to `train.jsonl`, `eval.jsonl` and TensorBoard."""
 
 import json
-from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from etils import epath
+from tensorboardX import SummaryWriter, record_writer
 
 TRAIN, EVAL = "train", "eval"
 
@@ -12,10 +12,10 @@ class ScalarWriter:
   """Appends one line a report; a resumed run first drops the lines past the step it resumes from.
 
   `train.jsonl` has what steps report, `eval.jsonl` held-out losses. Of a run's processes the first
-  writes; the others are `silent`.
+  writes; the others are `silent`. TensorBoard's files in a bucket need google-cloud-storage.
   """
 
-  def __init__(self, model_dir: Path, *, start_step: int, silent: bool = False):
+  def __init__(self, model_dir: epath.Path, *, start_step: int, silent: bool = False):
     self._files = {}
     self._board = None
     if silent:
@@ -27,16 +27,18 @@ class ScalarWriter:
       temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
       temporary.rename(path)
       self._files[name] = path.open("a")
-    self._board = SummaryWriter(str(model_dir / "tensorboard"), purge_step=start_step + 1)
+    if "://" not in str(model_dir) or record_writer.GCS_ENABLED:
+      self._board = SummaryWriter(str(model_dir / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, step: int, scalars: dict[str, float], *, kind: str = TRAIN) -> None:
     """Writes and flushes one report."""
-    if self._board is None:
+    if kind not in self._files:
       return
     self._files[kind].write(json.dumps({"step": step, **scalars}) + "\n")
     self._files[kind].flush()
-    for name, value in scalars.items():
-      self._board.add_scalar(f"{kind}/{name}", value, step)
+    if self._board is not None:
+      for name, value in scalars.items():
+        self._board.add_scalar(f"{kind}/{name}", value, step)
 
   def close(self) -> None:
     for file in self._files.values():
@@ -45,7 +47,7 @@ class ScalarWriter:
       self._board.close()
 
 
-def read_scalars(path: Path) -> list[dict]:
+def read_scalars(path: epath.Path) -> list[dict]:
   """Reads a `train.jsonl`; a last line cut short by a kill is left out."""
   if not path.is_file():
     return []

@@ -1,12 +1,12 @@
 """Everything that happens before the first step: weights, placement, the model report."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from flax import linen as nn
 
 from slm_jax.batch import Batch
@@ -159,7 +159,7 @@ def model_info(params: dict, trained_paths: set[str]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: epath.Path, text: str) -> None:
   """Writes a small file atomically, from the first process only."""
   if jax.process_index() == 0:
     temporary = path.with_name(path.name + ".tmp")

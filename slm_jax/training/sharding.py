@@ -69,6 +69,11 @@ def _arranged(devices: list, sizes: list[int], slices: int) -> np.ndarray:
   return np.asarray(devices).reshape(sizes)
 
 
+def mesh_of_several(config: MeshConfig) -> Mesh | None:
+  """`make_mesh` over all devices, or None where there is but one."""
+  return make_mesh(config) if jax.device_count() > 1 else None
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Number of pieces a batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

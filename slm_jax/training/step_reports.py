@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+
+from etils import epath
 
 from slm_jax.errors import UserError
 from slm_jax.training.processes import Processes
@@ -42,7 +43,7 @@ class StepReports:
 
   def __init__(
     self,
-    model_dir: Path,
+    model_dir: epath.Path,
     *,
     total_steps: int,
     log_period: int,

@@ -26,7 +26,7 @@ from slm_jax.training.restore import (
   restore_trained,
 )
 from slm_jax.training.scalars import read_scalars
-from slm_jax.training.sharding import MeshConfig
+from slm_jax.training.sharding import MeshConfig, make_mesh
 
 DATASET = FakeDatasetConfig(
   task_feature_lengths={"audio": 4000, "inputs": 4, "targets": 6}, batch_size=8, vocab_size=64
@@ -329,6 +329,21 @@ def test_trained_adapter_answers_and_another_base_is_refused(tmp_path, tiny_base
   )
   assert ids.shape == (8, 5) and scores.shape == (8,)
   assert len(model.ctc_transcribe(batch["audio"], batch["audio_lengths"])) == 8
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  spread, _ = load_speech_language_model(
+    config.model, config.model_dir, step=None, max_samples=4000, mesh=mesh
+  )
+  # 5 rows do not divide over 4 parts.
+  few = [batch[name][:5] for name in ("audio", "audio_lengths", "encoder_input_tokens")]
+  for options in ({"max_new_tokens": 5}, {"max_new_tokens": 5, "num_beams": 2}):
+    expected, found = model.generate(*few, **options), spread.generate(*few, **options)
+    assert isinstance(found.ids, np.ndarray)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+  assert spread.ctc_transcribe(*few[:2]) == model.ctc_transcribe(*few[:2])
+  prompt = {"tokens": few[2], "max_new_tokens": 5, "max_lengths": np.arange(1, 6)}
+  expected = model.language_model.generate(**prompt)
+  np.testing.assert_array_equal(spread.language_model.generate(**prompt).ids, expected.ids)
   other = dataclasses.replace(config.model, frozen_dtype="bfloat16")
   with pytest.raises(UserError, match="fingerprint"):
     load_speech_language_model(other, config.model_dir, step=None, max_samples=4000)
