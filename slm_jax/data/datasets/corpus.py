@@ -84,18 +84,24 @@ class SpeechCorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     Raises:
       UserError: not there and not to be downloaded, or not what its published checksum says.
     """
+    if found := self.find(dl_manager, *names):
+      return found
+    if not url:
+      raise UserError(
+        f"{self.name}: {_manual_dir(dl_manager) / names[0]} does not exist. "
+        f"{self.MANUAL_DOWNLOAD_INSTRUCTIONS or ''} Name its folder by --manual_dir"
+      )
+    return Path(os.fspath(dl_manager.download(url)))
+
+  def find(self, dl_manager: tfds.download.DownloadManager, *names: str) -> Path | None:
+    """As `archive`, None where none of the names is below manual_dir."""
     manual = _manual_dir(dl_manager)
     for name in names:
       for candidate in (manual / name, manual / _ARCHIVE_SUFFIX.sub("", name)):
         if candidate.exists():
           verify(candidate)
           return candidate
-    if not url:
-      raise UserError(
-        f"{self.name}: {manual / names[0]} does not exist. "
-        f"{self.MANUAL_DOWNLOAD_INSTRUCTIONS or ''} Name its folder by --manual_dir"
-      )
-    return Path(os.fspath(dl_manager.download(url)))
+    return None
 
   def _generate_examples(
     self, split: str, found: "Iterable[SpeechRecord | LeftOut]"
