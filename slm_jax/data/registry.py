@@ -10,6 +10,9 @@ from slm_jax.cache import default_cache_dir
 from slm_jax.data import seqio_cache
 from slm_jax.errors import UserError
 
+# Folder of the checkout whose modules register tasks.
+TASKS = "tasks"
+
 
 def set_directories(tfds_data_dir: str | None, cache_dirs: str) -> None:
   """Tells SeqIO where TFDS keeps data and where offline caches are; `cache_dirs` is comma-separated."""
@@ -26,25 +29,52 @@ def load_module(module: str) -> None:
   except ModuleNotFoundError as error:
     if error.name and not (module + ".").startswith(error.name + "."):
       raise
+    close = difflib.get_close_matches(module, modules_here(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(
-      f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; run from the checkout or name the "
-      "module that registers the task"
+      f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; {hint}run from the checkout or name "
+      "the module that registers the task"
     ) from error
+
+
+def modules_here() -> list[str]:
+  """Names of the modules in `tasks/` of the working directory."""
+  return sorted(f"{TASKS}.{path.stem}" for path in Path(TASKS).glob("[!_]*.py"))
 
 
 def find(name: str, module: str) -> seqio.Task | seqio.Mixture:
   """Imports `module` and returns the task or mixture `name`.
 
   Raises:
-    UserError: the module does not import, or no such task; the message lists near misses.
+    UserError: the module does not import, or no such task; the message lists near misses and the modules that
+      register them.
   """
   load_module(module)
   names = names_registered()
-  if name not in names:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"registered: {', '.join(names)}"
-    raise UserError(f"MIXTURE_OR_TASK_NAME={name!r} is not registered by {module}; {hint}")
-  return seqio.get_mixture_or_task(name)
+  if name in names:
+    return seqio.get_mixture_or_task(name)
+  origins = {**_names_of_other_modules(), **dict.fromkeys(names, module)}
+  problem = f"MIXTURE_OR_TASK_NAME={name!r} is not registered by {module}"
+  if name in origins:
+    raise UserError(f"{problem}; it is by {origins[name]}")
+  close = difflib.get_close_matches(name, origins, n=3, cutoff=0.5)
+  hint = " or ".join(f"{n} ({origins[n]})" for n in close)
+  raise UserError(
+    f"{problem}; did you mean {hint}?" if hint else f"{problem}; registered: {', '.join(names)}"
+  )
+
+
+def _names_of_other_modules() -> dict[str, str]:
+  """Task or mixture → the module in `tasks/` that registers it, of those not imported yet."""
+  origins: dict[str, str] = {}
+  for module in modules_here():
+    before = set(names_registered())
+    try:
+      importlib.import_module(module)
+    except Exception:  # noqa: S112  a module that fails has nothing to do with the name that was asked for
+      continue
+    origins |= dict.fromkeys(set(names_registered()) - before, module)
+  return origins
 
 
 def names_registered() -> list[str]:
@@ -60,7 +90,7 @@ def fill_caches(name: str, *, num_processes: int) -> None:
   """
   own = default_cache_dir()
   for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
-    if not task.requires_caching:
+    if not task.supports_caching:
       continue
     if not task.cache_dir or Path(task.cache_dir).is_relative_to(own):
       seqio_cache.cache_task(task.name, num_processes=num_processes)
