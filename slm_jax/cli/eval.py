@@ -74,7 +74,8 @@ def _evaluate(eval_config, flags, run_processes) -> None:
     num_beams=eval_config.num_beams,
     max_new_tokens=eval_config.task_feature_lengths["targets"],
   )
-  result = evaluate(model, examples, settings, kinds=eval_config.task_kinds)
+  kinds = {**registry.task_kinds(eval_config.tasks), **eval_config.task_kinds}
+  result = evaluate(model, examples, settings, kinds=kinds)
   if run_processes.index != 0:
     return
   for path in write_evaluation(result, eval_config.model_dir, step):

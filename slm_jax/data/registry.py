@@ -2,12 +2,14 @@
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import seqio
 
 from slm_jax.cache import default_cache_dir
 from slm_jax.data import seqio_cache
+from slm_jax.data.speech_tasks import SpeechTask
 from slm_jax.errors import UserError
 
 # Folder of the checkout whose modules register tasks.
@@ -80,6 +82,12 @@ def _names_of_other_modules() -> dict[str, str]:
 def names_registered() -> list[str]:
   """Names of all tasks and mixtures registered so far."""
   return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+
+
+def task_kinds(names: Iterable[str]) -> dict[str, str]:
+  """Task → its kind in evaluation, of those that were registered with metrics."""
+  tasks = [task for name in names for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
+  return {t.name: t.kind for t in tasks if isinstance(t, SpeechTask) and t.kind}
 
 
 def fill_caches(name: str, *, num_processes: int) -> None:
