@@ -22,6 +22,7 @@ SAMPLE_RATE = 16_000
 FULL_SCALE = 32_768  # int16 steps for a float sample of 1.0
 
 _BLOCK_FRAMES = 1 << 16  # frames decoded at a time: bounds the float copy of a long file
+_HEAD_BYTES = 4096
 _MIN_RATE, _MAX_RATE = 1_000, 768_000
 _MAX_SECONDS = 24 * 3600
 _MAX_FLOAT_PEAK = (
@@ -85,7 +86,7 @@ def decode_audio(data: bytes, name: str, sample_rate: int = SAMPLE_RATE) -> np.n
   """As `read_audio`, of a file's content; `name` is what errors call it."""
   if not data:
     raise UserError(f"{name} is empty (0 bytes), expected audio; write the record again")
-  return _decode(io.BytesIO(data), data[:64], name, sample_rate)
+  return _decode(io.BytesIO(data), data[:_HEAD_BYTES], name, sample_rate)
 
 
 def convert_samples(
@@ -189,7 +190,8 @@ def _decode(
   source = file if isinstance(file, io.BytesIO) else os.fsencode(file)
   with _sound_file(source, head, name) as sound:
     info = _info(sound, name)
-    return _pcm16(_mono_blocks(name, sound, info), info.sample_rate, name, sample_rate)
+    missing = _tolerated_loss(sound, head)
+    return _pcm16(_mono_blocks(name, sound, info, missing), info.sample_rate, name, sample_rate)
 
 
 def _pcm16(
@@ -219,7 +221,7 @@ def _head(path: str | os.PathLike[str]) -> bytes:
     if not file.is_file():
       raise UserError(f"{name} is not a regular file; save the audio to a file first")
     with open(file, "rb") as raw:
-      head = raw.read(64)
+      head = raw.read(_HEAD_BYTES)
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"{name} cannot be read: {reason}; check its permissions") from error
@@ -232,7 +234,7 @@ def _sound_file(source: bytes | io.BytesIO, head: bytes, name: str) -> soundfile
   try:
     return soundfile.SoundFile(source)  # pyright: ignore[reportArgumentType]
   except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-    if _is_text(head):
+    if _is_text(head[:64]):
       start = " ".join(head[:24].decode(errors="replace").split())
       message = f"{name} is a text file (begins {start!r}), expected {_FORMATS}; name the audio"
     else:
@@ -274,7 +276,22 @@ def _check_wav_size(file: soundfile.SoundFile, name: str) -> None:
     )
 
 
-def _mono_blocks(name: str, file: soundfile.SoundFile, info: AudioInfo) -> Iterator[np.ndarray]:
+def _tolerated_loss(file: soundfile.SoundFile, head: bytes) -> float:
+  """Frames that may be missing of those that the header states."""
+  if file.format != "MP3":
+    return 0
+  # The length of an MP3 is an estimate, unless the encoder has left it in a Xing or Info tag, which
+  # stands in the first frame, after an ID3 tag whose size is four times seven bits.
+  start = 0
+  if head[:3] == b"ID3":
+    start = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+  first = head[start : start + 200]
+  return 0.2 * file.samplerate if b"Xing" in first or b"Info" in first else np.inf
+
+
+def _mono_blocks(
+  name: str, file: soundfile.SoundFile, info: AudioInfo, tolerated_loss: float
+) -> Iterator[np.ndarray]:
   """Yields float32 `[frames]`, the mean of the channels, checked for damage."""
   read = 0
   is_float = info.subtype in ("FLOAT", "DOUBLE")
@@ -293,8 +310,7 @@ def _mono_blocks(name: str, file: soundfile.SoundFile, info: AudioInfo) -> Itera
       _check_scale(block, name)
     read += len(block)
     yield block.mean(axis=1)
-  # MP3 headers state estimates; every other format states the count.
-  if read < info.frames and file.format != "MP3":
+  if read < info.frames - tolerated_loss:
     raise UserError(
       f"{name} is cut off or has an absurd header: {read} of {info.frames} samples are there;"
       " copy or convert it again"

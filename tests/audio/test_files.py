@@ -339,3 +339,16 @@ def test_samples_become_what_their_file_would(tmp_path, dtype):
 def test_unusable_samples_are_named(samples, rate, says):
   with pytest.raises(UserError, match=f"^record 3 .*{says}"):
     files.convert_samples(samples, rate, "record 3")
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\x00\x00\x00\x00\x00\x10" + bytes(16)])
+def test_an_mp3_that_states_its_length_is_not_cut_unnoticed(tmp_path, tag):
+  path = tmp_path / "a.mp3"
+  soundfile.write(path, _tone(16_000, 2.0), 16_000)
+  data = tag + path.read_bytes()
+  assert b"Info" in data[:200] or b"Xing" in data[:200]
+  path.write_bytes(data)
+  assert len(files.read_audio(path)) == pytest.approx(32_000, abs=2_000)
+  path.write_bytes(data[: len(data) // 2])
+  with pytest.raises(UserError, match="cut off"):
+    files.read_audio(path)
