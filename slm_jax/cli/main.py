@@ -20,6 +20,8 @@ MODES = {
 }
 # A mode whose name is a word of Python's has its module under another.
 _MODULES = {"import": "importing"}
+_BINDINGS = ("--gin.", "--gin_bindings=")
+_RUN_MODE = "--run_mode="
 USAGE = (
   "usage: slm_jax MODE [flags]   (slm_jax MODE --help shows an example)\n\nmodes:\n"
   + "".join(f"  {name:<9} {text}\n" for name, text in MODES.items())
@@ -49,13 +51,17 @@ def parser_for(mode: str, example: str) -> Parser:
 
 
 def parse(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Splits `--gin.NAME=VALUE` bindings off; returns (flags, bindings)."""
-  bindings = [arg.removeprefix("--gin.") for arg in argv if arg.startswith("--gin.")]
-  for binding in bindings:
-    if "=" not in binding:
-      raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
-  flags = parser.parse_args([arg for arg in argv if not arg.startswith("--gin.")])
-  return flags, bindings
+  """Splits bindings off, `--gin.NAME=VALUE` or `--gin_bindings=NAME=VALUE`; returns (flags, bindings)."""
+  bindings, rest = [], []
+  for arg in argv:
+    prefix = next((prefix for prefix in _BINDINGS if arg.startswith(prefix)), None)
+    if prefix is None:
+      rest.append(arg)
+    elif "=" not in arg.removeprefix(prefix):
+      raise UserError(f"{arg}: expected {prefix}NAME=VALUE")
+    else:
+      bindings.append(arg.removeprefix(prefix))
+  return parser.parse_args(rest), bindings
 
 
 def _quiet_environment() -> None:
@@ -84,7 +90,9 @@ def main(argv: list[str]) -> int:
   if not argv or argv[0] in ("-h", "--help"):
     print(USAGE, end="")
     return 0 if argv else 2
-  mode, rest = argv[0], argv[1:]
+  # T5X's main.py is told the mode by a flag, which may stand anywhere.
+  flag = next((arg for arg in argv if arg.startswith(_RUN_MODE)), argv[0])
+  mode, rest = flag.removeprefix(_RUN_MODE), [arg for arg in argv if arg is not flag]
   try:
     if mode not in MODES:
       raise UserError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")

@@ -219,4 +219,4 @@ def check_run(
   model_dir.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(described, indent=1, sort_keys=True))
-  temporary.rename(path)
+  temporary.replace(path)

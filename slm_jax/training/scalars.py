@@ -25,7 +25,7 @@ class ScalarWriter:
       kept = [line for line in read_scalars(path) if line["step"] <= start_step]
       temporary = path.with_suffix(".tmp")
       temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-      temporary.rename(path)
+      temporary.replace(path)
       self._files[name] = path.open("a")
     if "://" not in str(model_dir) or record_writer.GCS_ENABLED:
       self._board = SummaryWriter(str(model_dir / "tensorboard"), purge_step=start_step + 1)

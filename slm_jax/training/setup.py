@@ -164,4 +164,4 @@ def write_text(path: epath.Path, text: str) -> None:
   if jax.process_index() == 0:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
-    temporary.rename(path)
+    temporary.replace(path)

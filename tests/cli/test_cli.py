@@ -57,6 +57,17 @@ def test_mistakes_are_one_line_and_status_2(argv, names, capsys):
     assert name in error
 
 
+def test_what_a_t5x_user_types_works(capsys, tmp_path):
+  """Mode by flag, bindings by either flag, later files over earlier ones, a dry run that writes nothing."""
+  (tmp_path / "mine.gin").write_text("TRAIN_STEPS = 7\nBATCH_SIZE = 24\n")
+  argv = [MINI, f"--gin_file={tmp_path / 'mine.gin'}", "--gin_bindings=BATCH_SIZE=48"]
+  argv += [f"--gin.MODEL_DIR='{tmp_path / 'run'}'", "--run_mode=train", "--dry_run"]
+  assert main(argv) == 0
+  printed = capsys.readouterr().out
+  assert "TRAIN_STEPS = 7" in printed and "BATCH_SIZE = 48" in printed
+  assert not (tmp_path / "run").exists()
+
+
 def test_the_console_script_starts_again_on_huge_pages_once_and_keeps_a_setting_of_the_user_s():
   report = (
     "import os, sys; print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])\n"
