@@ -24,6 +24,7 @@ setup(
     "etils>=1.7",
     "flax>=0.12",
     "gin-config>=0.5",
+    "h5py>=3.10",
     "google-crc32c>=1.5",
     # TensorFlow Datasets imports it where it builds a data set, but does not ask for it.
     "importlib_resources>=6",
