@@ -22,7 +22,9 @@ END_OF_DIALOG
 line_nr: 4 dialog_id: pmul4648.json turn_id: 1 text: user: find nusha. state: attraction-name=nusha
 """
 # The published test set: no states.
-UNLABELLED = "\n".join(line.rsplit(" state:", 1)[0] for line in TEXT.splitlines() if "dialog" in line)
+UNLABELLED = "\n".join(
+  line.rsplit(" state:", 1)[0] for line in TEXT.splitlines() if "dialog" in line
+)
 GOLD = {
   "sng0073": [{}, {"taxi": {"destination": "nusha", "leaveat": "1 am"}}],
   "pmul4648": [{"attraction": {"name": "nusha"}}],
