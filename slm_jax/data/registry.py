@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,15 +91,22 @@ def task_kinds(names: Iterable[str]) -> dict[str, str]:
   return {t.name: t.kind for t in tasks if isinstance(t, SpeechTask) and t.kind}
 
 
-def fill_caches(name: str, *, num_processes: int) -> None:
+def fill_caches(name: str, *, num_processes: int) -> dict[str, dict[str, int]]:
   """Makes the offline caches that `name` lacks; finished shards of an interrupted run are kept.
+
+  Returns, and says on stderr, what the caches lack of their data: task → reason → number of records.
 
   A cache in the default folder is made again when its task's data have changed since; one in any other folder is
   the user's own and is used as it stands.
   """
-  own = default_cache_dir()
+  own, lacking = default_cache_dir(), {}
   for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
     if not task.supports_caching:
       continue
     if not task.cache_dir or Path(task.cache_dir).is_relative_to(own):
       seqio_cache.cache_task(task.name, num_processes=num_processes)
+    if counts := seqio_cache.left_out(Path(task.cache_dir or own)):
+      lacking[task.name] = dict(counts)
+      reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+      print(f"[slm_jax] {task.name}: left out {reasons} (see {task.cache_dir})", file=sys.stderr)
+  return lacking

@@ -141,6 +141,18 @@ def cache_task(
   return folder
 
 
+def left_out(folder: Path) -> Counter[str]:
+  """Reason → candidates that a cache made by `cache_task` lacks for it, over all splits; "bad" are those
+  named in `BAD_EXAMPLES`. Empty for a cache made otherwise."""
+  manifest = folder / MANIFEST
+  if not manifest.exists():
+    return Counter()
+  content = json.loads(manifest.read_text())
+  counts = _total(content.get("dropped", {}).values())
+  counts["bad"] = sum(content.get("problems", {}).values())
+  return +counts
+
+
 def _write_split(task: seqio.Task, split: str, folder: Path, notes: list[ShardNote]) -> None:
   """Writes what SeqIO reads before the shards themselves."""
   examples = sum(note.examples for note in notes)
@@ -225,7 +237,8 @@ def _run(
       yield job, _write_shard(dataset.as_numpy_iterator(), {}, [], job)
     return
   workers = min(num_processes, len(jobs))
-  if workers <= 1:
+  # Two shards are made sooner than processes are started, and a mixture may have many small tasks.
+  if workers <= 1 or len(jobs) <= 2:
     for job in jobs:
       yield job, _write_source_shard(source, job)
     return

@@ -14,7 +14,8 @@ from slm_jax.data.example_source import BAD_EXAMPLES
 from slm_jax.data.record_columns import Columns
 from slm_jax.data.record_source import RecordSettings, RecordSource, Split
 from slm_jax.data.record_tables import ManifestTable
-from slm_jax.data.seqio_cache import cache_task
+from slm_jax.data.registry import fill_caches
+from slm_jax.data.seqio_cache import cache_task, left_out
 from slm_jax.data.speech_tasks import add_speech_task, register_speech_task
 from slm_jax.errors import UserError
 
@@ -139,8 +140,7 @@ def test_cache_names_bad_examples_and_keeps_within_the_budget(
     (bad,) = map(json.loads, (registry / name / BAD_EXAMPLES).read_text().splitlines())
     assert bad["split"] == "train" and bad["name"] == f"{manifest}:10" and bad["count"] == 1
     assert "later.flac' does not exist" in bad["reason"]
-  recorded = json.loads((registry / "lenient" / "manifest.json").read_text())
-  assert recorded["problems"] == {"train": 1}
+  assert left_out(registry / "lenient") == {"bad": 1}
   # What is mended in between is read again.
   soundfile.write(recordings / "later.flac", np.full(2_000, 0.1), 8_000)
   cache_task("strict", registry, quiet=True)
@@ -168,6 +168,19 @@ def test_long_recordings_are_dropped_not_cut(recordings):
   source = source_of(manifest, max_seconds=0.5)
   assert [example["transcript"] for example in examples(source)] == [b"word 1"]
   assert source.dropped == {"audio longer than 0.5 s": 1} and not source.problems
+
+
+def test_what_a_cache_lacks_is_said_every_time(recordings, registry, capsys, monkeypatch):
+  monkeypatch.setenv("SLM_JAX_CACHE_DIR", str(registry))
+  rows = [record(0, audio="long.flac"), record(1), record(2, audio="nowhere.flac")]
+  source = {"train": write(recordings, rows)}
+  register_speech_task("lacking", source, max_seconds=0.5, max_problem_share=0.5)
+  register_speech_task("whole", {"train": write(recordings, [record(1)])})
+  seqio.MixtureRegistry.add("both", ["lacking", "whole"], default_rate=1.0)
+  for _ in range(2):
+    lacking = fill_caches("both", num_processes=1)
+    assert lacking == {"lacking": {"audio longer than 0.5 s": 1, "bad": 1}}
+    assert "lacking: left out 1 audio longer than 0.5 s, 1 bad (see" in capsys.readouterr().err
 
 
 def test_changed_manifest_and_settings_change_the_fingerprint(recordings):
