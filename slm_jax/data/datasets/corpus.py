@@ -147,17 +147,6 @@ class LeftOut:
   problem: bool = True
 
 
-def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
-  """Prepares a TFDS data set (what `tfds build NAME` does) and returns its folder.
-
-  Nothing is done where it is prepared already.
-  """
-  builder = tfds.builder(name, data_dir=data_dir)
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  builder.download_and_prepare(download_config=config)
-  return Path(builder.data_dir)
-
-
 def _manual_dir(dl_manager: tfds.download.DownloadManager) -> Path:
   """manual_dir, which need not exist where everything can be downloaded."""
   return Path(os.fspath(dl_manager._manual_dir or ""))

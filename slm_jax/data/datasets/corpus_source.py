@@ -41,7 +41,6 @@ class CorpusSource(ExampleSource):
     recipe: Recipe,
     splits: Mapping[str, Sequence[str]] | None = None,
     *,
-    module: str = "",
     read: Callable[[Mapping[str, Any]], SpeechRecord] = speech_record,
     max_seconds: float = MAX_SECONDS,
     max_problem_share: float = 0.01,
@@ -53,7 +52,6 @@ class CorpusSource(ExampleSource):
       name: TFDS's with its version, e.g. "covost2/de_en:1.0.0".
       recipe: what a record becomes.
       splits: split → TFDS's splits that it is made of; default train, validation and test.
-      module: that registers the builder, for a message that tells how to prepare the data.
       read: example of the data set → record.
       max_seconds: of audio.
       max_problem_share: of records that may be unusable.
@@ -68,7 +66,6 @@ class CorpusSource(ExampleSource):
     self.name = name
     self.recipe = recipe
     self.parts = {split: tuple(names) for split, names in parts.items()}
-    self.module = module
     self.read = read
     self.max_seconds = max_seconds
     self.max_problem_share = max_problem_share
@@ -138,10 +135,10 @@ class CorpusSource(ExampleSource):
         f"TFDS knows no data set {self.name!r}; import the builder's module"
       ) from error
     if not builder.info.splits:
-      imports = f" --imports={self.module}" if self.module else ""
+      name = self.name.partition(":")[0]
       raise UserError(
         f"data set {self.name} is not prepared in {Path(builder.data_dir).parent}; run "
-        f"tfds build {self.name.partition(':')[0]}{imports}, or name the folder by --tfds_data_dir"
+        f"python -m slm_jax.data.datasets.prepare {name}, or name the folder by --tfds_data_dir"
       )
     return builder
 

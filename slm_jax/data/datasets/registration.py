@@ -252,7 +252,7 @@ def mix_by_size(name: str, tasks: Sequence[str], temperature: float) -> str:
 
 def _corpus(name: str, builder: type, recipe: Recipe, **options) -> CorpusSource:
   versioned = f"{name}:{builder.VERSION}"
-  return CorpusSource(versioned, recipe, module=builder.__module__, **options)
+  return CorpusSource(versioned, recipe, **options)
 
 
 def _same(*splits: str) -> dict[str, tuple[str]]:

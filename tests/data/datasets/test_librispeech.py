@@ -103,5 +103,7 @@ def test_changed_archive_is_refused(archives, tmp_path):
 
 def test_unprepared_data_set_says_how_to_prepare_it(tmp_path, monkeypatch):
   monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-  with pytest.raises(UserError, match="is not prepared in .*; run tfds build librispeech/lazy_dec"):
+  with pytest.raises(
+    UserError, match="is not prepared in .*datasets.prepare librispeech/lazy_decode,"
+  ):
     librispeech(RECIPE).list_shards("train")

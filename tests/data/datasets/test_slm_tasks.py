@@ -111,9 +111,7 @@ def test_wordings_are_spread_and_fixed_for_each_example():
 def test_an_unprepared_corpus_says_what_to_run(tasks, tmp_path, monkeypatch):
   monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
   task = seqio.TaskRegistry.get("slm_paper_covost2_de_en")
-  with pytest.raises(
-    UserError, match="tfds build covost2/de_en --imports=slm_jax.data.datasets.cov"
-  ):
+  with pytest.raises(UserError, match="python -m slm_jax.data.datasets.prepare covost2/de_en,"):
     task.source.list_shards("train")
 
 
