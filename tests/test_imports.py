@@ -75,9 +75,13 @@ def _imports(path: Path) -> set[str]:
 )
 def test_packages_import_only_what_stands_below_them(package, forbidden):
   bad = {f"slm_jax.{name}" for name in forbidden}
+  # Scores are functions of texts alone: SeqIO's metrics of a task are the same.
+  text_only = "slm_jax.evaluation.scores"
   for path in Path("slm_jax", package).rglob("*.py"):
     for name in _imports(path):
       top = ".".join(name.split(".")[:2])
+      if package == "data" and name.startswith(text_only):
+        continue
       assert top not in bad, f"{path} imports {name}"
 
 

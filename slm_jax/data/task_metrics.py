@@ -1,17 +1,22 @@
 """Metrics of tasks by name: the project's scores as SeqIO metric functions, and the kind they make a task."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from slm_jax.evaluation import scores
-from slm_jax.evaluation.runner import KIND_METRICS
+from slm_jax.evaluation.scores import Score, bleu, cer, chrf, exact_match, wer
 
-_SCORES: dict[str, Callable[..., scores.Score]] = {
-  "wer": scores.wer,
-  "cer": scores.cer,
-  "bleu": scores.bleu,
-  "chrf": scores.chrf,
-  "exact": scores.exact_match,
+# What `slm_jax eval` scores each kind of task by.
+KINDS: Mapping[str, tuple[str, ...]] = {
+  "answer": ("exact",),
+  "transcription": ("wer", "cer", "exact"),
+  "translation": ("bleu", "chrf", "exact"),
+}
+_SCORES: Mapping[str, Callable[..., Score]] = {
+  "wer": wer,
+  "cer": cer,
+  "bleu": bleu,
+  "chrf": chrf,
+  "exact": exact_match,
 }
 
 
@@ -23,11 +28,11 @@ def kind_of(metrics: Sequence[str]) -> str:
   for name in metrics:
     if name not in _SCORES:
       raise ValueError(f"metrics={tuple(metrics)}: {name!r} is none of {', '.join(_SCORES)}")
-  # From the fewest metrics on: "exact" alone makes an answer.
-  for kind, known in sorted(KIND_METRICS.items(), key=lambda item: len(item[1])):
+  # The first, so that "exact" alone makes an answer.
+  for kind, known in KINDS.items():
     if set(metrics) <= set(known):
       return kind
-  raise ValueError(f"metrics={tuple(metrics)} go with no kind of task; there are {KIND_METRICS}")
+  raise ValueError(f"metrics={tuple(metrics)} go with no kind of task; there are {dict(KINDS)}")
 
 
 def metric_functions(metrics: Sequence[str]) -> list[Callable]:

@@ -14,8 +14,10 @@ from slm_jax.cli.main import main
 from slm_jax.data import registry as task_registry
 from slm_jax.data.seqio_cache import cache_task
 from slm_jax.data.speech_tasks import register_speech_task
+from slm_jax.data.task_metrics import KINDS
 from slm_jax.data.vocabulary import MINI_VOCABULARY, vocabulary
 from slm_jax.errors import UserError
+from slm_jax.evaluation.runner import KIND_METRICS
 
 SPEAKERS = ("ann", "bob", "eve")
 
@@ -113,6 +115,10 @@ def test_metrics_are_seqio_s_and_decide_how_eval_scores(registry, metrics, kind)
     wrong |= metric(["one two", "three four"], ["one two", "three five"])
   assert list(wrong) == metrics
   assert wrong.get("wer", 25.0) == 25.0 and wrong.get("exact", 50.0) == 50.0
+
+
+def test_kinds_are_those_of_the_evaluation():
+  assert dict(KINDS) == dict(KIND_METRICS)
 
 
 @pytest.mark.parametrize(
