@@ -8,7 +8,7 @@ import pytest
 
 from slm_jax.errors import UserError
 from slm_jax.training import roll_call
-from slm_jax.training.processes import Processes, ProcessesConfig, differences
+from slm_jax.training.processes import Processes, ProcessesConfig, _where, differences
 
 
 @pytest.fixture
@@ -176,6 +176,18 @@ def test_processes_that_differ_are_told_in_what(address):
 def test_of_two_camps_the_firsts_counts():
   found = differences([{"a": "1"}, {"a": "2"}], ["process 0", "process 1"])
   assert found == ["process 1 has a=2, the others 1"]
+
+
+def test_a_cluster_that_jax_knows_needs_no_flags(monkeypatch):
+  assert _where(ProcessesConfig()) == (None, None, None, None)
+  monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911")
+  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+  monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
+  monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+  address, count, index, _ = _where(ProcessesConfig())
+  assert address.startswith("10.96.0.1:") and (count, index) == (4, 2)
+  given = ProcessesConfig(coordinator_address="h:1", process_count=2, process_index=0)
+  assert _where(given)[:3] == ("h:1", 2, 0)
 
 
 def test_flags_go_together():
