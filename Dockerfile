@@ -6,7 +6,8 @@ WORKDIR /slm_jax
 # Dependencies first: a change of the code does not install them again.
 COPY constraints.txt setup.py pyproject.toml README.md ./
 COPY slm_jax/__init__.py slm_jax/__init__.py
-RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[mini]" "jax[tpu]"
+# The last one for TensorBoard's files in a bucket.
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[mini]" "jax[tpu]" google-cloud-storage
 
 COPY . .
 

@@ -185,17 +185,19 @@ def _check_in_image(train) -> None:
   from slm_jax.training.recipes import PACKAGE_PREFIX
 
   checkout, recipe = _checkout(), train.model
-  for field in ("speech_encoder", "language_model", "tokenizer", "pretrained"):
-    base = getattr(recipe, field, None)
-    if isinstance(base, str) and "://" not in base and not base.startswith(PACKAGE_PREFIX):
-      inside = path_in_image(checkout / base, checkout)
-      if Path(base).is_absolute():
-        raise UserError(f"{base}: the job's image has it as {inside}, bind it so")
-    elif base is not None and not isinstance(base, str) and hasattr(recipe, "adapter"):
-      if not re.match(recipe.trainable, f"{field}/"):
-        raise UserError(
-          f"AdapterRecipe.{field} has a shape and no weights; bind it to a folder or gs://…/checkpoint_<step>"
-        )
+  fields = ("speech_encoder", "language_model", "tokenizer", "pretrained")
+  bases = {field: getattr(recipe, field, None) for field in fields}
+  for path in (*bases.values(), train.initial_checkpoint_path):
+    if isinstance(path, str) and "://" not in path and not path.startswith(PACKAGE_PREFIX):
+      inside = path_in_image(checkout / path, checkout)
+      if Path(path).is_absolute():
+        raise UserError(f"{path}: the job's image has it as {inside}, bind it so")
+  for field, base in bases.items():
+    shape = base is not None and not isinstance(base, str)
+    if shape and not re.match(recipe.trainable, f"{field}/"):
+      raise UserError(
+        f"AdapterRecipe.{field} has a shape and no weights; bind it to a folder or gs://…/checkpoint_<step>"
+      )
   module = getattr(train.train_dataset, "mixture_or_task_module", None)
   if module is not None:
     try:

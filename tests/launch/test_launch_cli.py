@@ -1,6 +1,7 @@
 """`slm_jax launch`: what it refuses, that preflight comes first, that a dry run touches nothing, and the image."""
 
 import dataclasses
+import inspect
 import os
 import re
 import shlex
@@ -40,7 +41,10 @@ def fits(monkeypatch):
   """A preflight whose verdict is `.verdict` and that remembers what it was asked."""
   fake = types.SimpleNamespace(verdict=True, asked=[])
 
+  real = inspect.signature(preflight_module.preflight)
+
   def preflight(run, topology, *, num_slices, programs, note):
+    real.bind(run, topology, num_slices=num_slices, programs=programs, note=note)
     fake.asked.append((run, topology, num_slices, programs))
     summary = f"{topology}: fits" if fake.verdict else f"{topology}: does not fit, 1.50 GiB short"
     return types.SimpleNamespace(fits=fake.verdict, summary=lambda: summary)
@@ -128,6 +132,7 @@ def test_preflight_sees_the_run_on_all_its_slices(fits, capsys):
     (["AdapterRecipe.speech_encoder='/bases/encoder'"], "is outside"),
     (["AdapterRecipe.language_model='../mt5'"], "is outside"),
     (["AdapterRecipe.language_model='runs/mt5'"], ".dockerignore leaves out runs"),
+    (["train.initial_checkpoint_path='/other/checkpoint_1'"], "is outside"),
     ([f"AdapterRecipe.language_model='{ROOT}/bases/mt5'"], "image has it as bases/mt5"),
     (["MIXTURE_OR_TASK_MODULE='tasks.no_such'"], "MIXTURE_OR_TASK_MODULE='tasks.no_such'"),
     (["MIXTURE_OR_TASK_MODULE='no_such.tasks'"], "MIXTURE_OR_TASK_MODULE='no_such.tasks'"),
