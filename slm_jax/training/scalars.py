@@ -47,8 +47,9 @@ class ScalarWriter:
       self._board.close()
 
 
-def read_scalars(path: epath.Path) -> list[dict]:
+def read_scalars(path: epath.PathLike) -> list[dict]:
   """Reads a `train.jsonl`; a last line cut short by a kill is left out."""
+  path = epath.Path(path)
   if not path.is_file():
     return []
   lines = path.read_text().split("\n")

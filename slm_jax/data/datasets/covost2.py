@@ -53,15 +53,16 @@ class Covost2(SpeechCorpusBuilder):
     config = self.builder_config
     assert isinstance(config, Covost2Config)
     source = config.source
-    table = f"covost_v2.{config.name}.tsv.tar.gz"
-    translations = read_text(
-      self.archive(dl_manager, table, f"covost_v2.{config.name}.tsv", url=f"{URL}/{table}"), ".tsv"
-    )
+    # First what cannot be downloaded.
     common_voice = self.archive(
       dl_manager,
       f"{_COMMON_VOICE}/{source}.tar.gz",
       f"{_COMMON_VOICE}-{source}.tar.gz",
       f"{source}.tar.gz",
+    )
+    table = f"covost_v2.{config.name}.tsv.tar.gz"
+    translations = read_text(
+      self.archive(dl_manager, table, f"covost_v2.{config.name}.tsv", url=f"{URL}/{table}"), ".tsv"
     )
     rows = list(_rows(translations, table, ("path", "translation", "split")))
     spoken = _spoken(common_voice)

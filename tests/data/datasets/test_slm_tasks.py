@@ -141,3 +141,12 @@ def test_translation_task_from_archive_to_tokens(tasks, archives, prepare, tmp_p
   [scored] = seqio.TaskRegistry.get("slm_paper_covost2_de_asr").source.make_examples("test", 0, 1)
   assert scored["target"] == b"Guten Tag."
   assert json.dumps(task.source.describe()) and tfds.__version__
+
+
+def test_every_corpus_has_a_card(tasks, request):
+  page = (request.config.rootpath / "docs" / "datasets.md").read_text()
+  sources = [seqio.TaskRegistry.get(name).source for name in seqio.TaskRegistry.names()]
+  corpora = {s.name.partition("/")[0].partition(":")[0] for s in sources if hasattr(s, "recipe")}
+  assert len(corpora) == 9
+  for corpus in corpora:
+    assert f"| `{corpus}" in page
