@@ -20,6 +20,10 @@ class Batch:
   audio: ArrayLike | None = None
   # int32 [B], real samples of each row; 0 marks a padding row.
   audio_lengths: ArrayLike | None = None
+  # float [B, T, E] in place of audio: its frames from the frozen part of the model, padding 0.
+  speech_frames: ArrayLike | None = None
+  # int32 [B], real frames of each row.
+  speech_frame_lengths: ArrayLike | None = None
   # int32 [B, P], the text the LM's encoder reads (with speech: the instruction and its context), EOS last, pad 0.
   encoder_input_tokens: ArrayLike | None = None
   # int32 [B, T], targets shifted right by one; the start token is the pad id 0.

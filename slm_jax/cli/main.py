@@ -13,6 +13,7 @@ MODES = {
   "eval": "score a trained adapter on SeqIO tasks and write a report",
   "infer": "answer instructions about audio files",
   "import": "write public T5-family weights as a folder that runs load",
+  "cache": "keep the frozen speech encoder's frames of a run's data",
   "tasks": "list SeqIO tasks, or fill their caches",
   "preflight": "compile a run for TPU slices that are not there: memory, cost, does it fit",
   "launch": "start a training job on TPUs: GKE (xpk or a JobSet) or TPU VMs",

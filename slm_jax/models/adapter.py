@@ -78,13 +78,17 @@ def _pass_on_embedding(group: int):
 
 
 def _dense(
-  features: int, axes: tuple[str, str], dtype: str, name: str, init: Callable[..., Any] = _init
+  features: int,
+  axes: tuple[str, str],
+  dtype: str,
+  name: str | None = None,
+  init: Callable[..., Any] = _init,
 ) -> nn.Dense:
   kernel_init = nn.with_logical_partitioning(init, axes)
   return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def _norm(dtype: str, name: str) -> nn.RMSNorm:
+def _norm(dtype: str, name: str | None = None) -> nn.RMSNorm:
   scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
   return nn.RMSNorm(epsilon=1e-6, dtype=dtype, scale_init=scale_init, name=name)
 
@@ -126,12 +130,25 @@ class AdapterLayer(nn.Module):
 
 
 class Adapter(nn.Module):
-  """Speech frames -> embeddings that the LM reads as if they were tokens."""
+  """Speech frames -> embeddings that the LM reads as if they were tokens.
+
+  `frozen_part` is what neither learns nor draws: its results can be kept. `learned_part` is the rest.
+  """
 
   config: AdapterConfig
   output_dim: int
 
-  @nn.compact
+  def setup(self):
+    cfg = self.config
+    reduction = cfg.length_reduction
+    self.length_reduction = LengthReduction(reduction)
+    init = _pass_on_embedding(reduction.output_dim(1)) if cfg.ctc_embeddings else _init
+    axes = ("frames_in", "embed")
+    self.projection = _dense(self.output_dim, axes, cfg.dtype, init=init)
+    for index in range(cfg.num_layers):
+      setattr(self, f"layer_{index}", AdapterLayer(cfg))
+    self.output_norm = _norm(cfg.dtype)
+
   def __call__(
     self,
     frames: jax.Array,
@@ -158,22 +175,43 @@ class Adapter(nn.Module):
     Raises:
       ValueError: `ctc_embeddings` without logits.
     """
-    cfg, projection_init = self.config, _init
+    x, mask = self.frozen_part(frames, mask, ctc_logits, token_embedding, blank_id=blank_id)
+    return self.learned_part(x, mask, train=train)
+
+  def frozen_part(
+    self,
+    frames: jax.Array,
+    mask: jax.Array,
+    ctc_logits: jax.Array | None = None,
+    token_embedding: jax.Array | None = None,
+    *,
+    blank_id: int = 0,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Everything before the first weight and the first random choice: (x, mask) for `learned_part`.
+
+    Arguments and errors as of `__call__`. x holds real frames first, then zeros.
+    """
+    cfg = self.config
     if cfg.ctc_embeddings:
       if ctc_logits is None or token_embedding is None:
         raise ValueError("ctc_embeddings=True needs CTC logits, but the encoder has no CTC head")
       expected = expected_embedding(ctc_logits, token_embedding)
       frames = jnp.concatenate([frames, expected.astype(frames.dtype)], axis=-1)
-      group = cfg.length_reduction.output_dim(1)
-      projection_init = _pass_on_embedding(group)
-    reduction = LengthReduction(cfg.length_reduction, name="length_reduction")
-    x, mask = reduction(frames, mask, ctc_logits, blank_id=blank_id, train=train)
-    axes = ("frames_in", "embed")
-    x = _dense(self.output_dim, axes, cfg.dtype, "projection", projection_init)(x)
-    x = keep_rows_apart(x)
+    if cfg.length_reduction.is_fixed:
+      return self.length_reduction(frames, mask, ctc_logits, blank_id=blank_id)
+    return jnp.where(mask[..., None], frames, 0), mask
+
+  def learned_part(
+    self, x: jax.Array, mask: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """What `frozen_part` returned, to ([B, T', D], mask bool [B, T'])."""
+    cfg = self.config
+    if not cfg.length_reduction.is_fixed:
+      x, mask = self.length_reduction(x, mask, train=train)
+    x = keep_rows_apart(self.projection(x))
     for index in range(cfg.num_layers):
-      x = keep_rows_apart(AdapterLayer(cfg, name=f"layer_{index}")(x, mask, train=train))
-    return _norm(cfg.dtype, "output_norm")(x) * mask[..., None], mask
+      x = keep_rows_apart(getattr(self, f"layer_{index}")(x, mask, train=train))
+    return self.output_norm(x) * mask[..., None], mask
 
 
 def scale_output_norm(adapter_params: dict, token_embedding: jax.Array) -> dict:

@@ -54,6 +54,11 @@ class LengthReductionConfig:
       return math.ceil(num_frames * self.max_frames)
     return -(-num_frames // self.factor)
 
+  @property
+  def is_fixed(self) -> bool:
+    """Whether it has neither weights nor random choices."""
+    return self.kind not in ("conv", "random_drop")
+
   def output_dim(self, width: int) -> int:
     """D' for D = `width`."""
     return width * self.factor if self.kind == "stack" else width

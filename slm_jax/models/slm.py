@@ -62,24 +62,34 @@ class SLM(nn.Module):
     self.adapter = Adapter(cfg.adapter, output_dim=cfg.language_model.emb_dim)
     self.language_model = T5(cfg.language_model)
 
-  def embed_inputs(
-    self, audio: jax.Array, lengths: jax.Array, prompt: jax.Array, *, train: bool = False
+  def frozen_frames(
+    self, audio: jax.Array, lengths: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
-    """audio int16 [B, S], lengths [B], prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
+    """audio int16 [B, S], lengths [B] -> ([B, T, E], mask bool [B, T]): all that comes before the first trained weight.
+
+    `train` turns on the encoder's SpecAugment; without it the result depends on nothing but audio and frozen weights.
+    """
     encoded = self.speech_encoder(audio, lengths, train=train)
     table = self.language_model.token_table() if self.config.adapter.ctc_embeddings else None
-    speech, speech_mask = self.adapter(
-      encoded.frames,
-      encoded.mask,
-      encoded.ctc_logits,
-      table,
-      blank_id=encoded.blank_id,
-      train=train,
+    return self.adapter.frozen_part(
+      encoded.frames, encoded.mask, encoded.ctc_logits, table, blank_id=encoded.blank_id
     )
+
+  def join_inputs(
+    self, frames: jax.Array, mask: jax.Array, prompt: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """What `frozen_frames` returned, prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
+    speech, speech_mask = self.adapter.learned_part(frames, mask, train=train)
     text = self.language_model.embed(prompt)
     parts = (speech, speech_mask), (text, prompt != self.config.language_model.pad_id)
     first, second = parts if self.config.speech_first else parts[::-1]
     return join_compact(*first, *second)
+
+  def embed_inputs(
+    self, audio: jax.Array, lengths: jax.Array, prompt: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """audio int16 [B, S], lengths [B], prompt int32 [B, P] (pad 0) -> what the LM's encoder reads, and its mask."""
+    return self.join_inputs(*self.frozen_frames(audio, lengths, train=train), prompt, train=train)
 
   def encode(
     self, audio: jax.Array, lengths: jax.Array, prompt: jax.Array, *, train: bool = False
@@ -88,16 +98,26 @@ class SLM(nn.Module):
     embeddings, mask = self.embed_inputs(audio, lengths, prompt, train=train)
     return self.language_model.encode(embeddings, mask), mask
 
+  def _inputs(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    prompt = batch.encoder_input_tokens
+    assert prompt is not None
+    if batch.speech_frames is None:
+      assert batch.audio is not None and batch.audio_lengths is not None
+      return self.embed_inputs(batch.audio, batch.audio_lengths, prompt, train=train)
+    frames, lengths = batch.speech_frames, batch.speech_frame_lengths
+    assert lengths is not None
+    mask = jnp.arange(frames.shape[1])[None] < lengths[:, None]
+    return self.join_inputs(frames, mask, prompt, train=train)
+
   def decode(self, batch: Batch, *, train: bool = False) -> tuple[jax.Array, Kernel]:
     """Teacher-forced ([B, T, D], kernel [D, V]), whose product is the logits.
 
-    `train` turns on the adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
+    The batch has audio, or `frozen_frames` of it; then the speech encoder has no part in it. `train` turns on the
+    adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
     """
-    assert batch.audio is not None and batch.audio_lengths is not None
-    assert batch.encoder_input_tokens is not None and batch.decoder_input_tokens is not None
-    memory, mask = self.encode(
-      batch.audio, batch.audio_lengths, batch.encoder_input_tokens, train=train
-    )
+    assert batch.decoder_input_tokens is not None
+    embeddings, mask = self._inputs(batch, train=train)
+    memory = self.language_model.encode(embeddings, mask)
     hidden = self.language_model.decode(memory, mask, batch.decoder_input_tokens)
     return self.language_model.output_projection(hidden)
 

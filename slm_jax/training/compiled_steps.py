@@ -1,5 +1,6 @@
 """The train step compiled for the batch shapes that a run declares, and for no other."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -52,8 +53,8 @@ class CompiledSteps:
     }
     self.memory = {k: max(v, self.memory.get(k, 0)) for k, v in sizes.items()}
     self._report(
-      f"train step compiled in {time.perf_counter() - began:.1f} s for batch {shapes[0]}; the compiler's memory per "
-      f"device: arguments {sizes['argument_bytes'] / 2**20:.1f} MiB, temporaries "
+      f"train step compiled in {time.perf_counter() - began:.1f} s for batch {max(shapes, key=math.prod)}; the "
+      f"compiler's memory per device: arguments {sizes['argument_bytes'] / 2**20:.1f} MiB, temporaries "
       f"{sizes['temporary_bytes'] / 2**20:.1f} MiB"
     )
     return compiled

@@ -79,6 +79,9 @@ class TrainConfig:
   keep_best_checkpoints: int = 1
   # Updates that may be left out because loss or gradient was not finite; one more ends the run.
   nonfinite_budget: int = 0
+  # Folder that `slm_jax cache` filled with the speech encoder's frames of these data: the encoder's weights are then
+  # read and checked at the start, but not kept, and no step runs it. None runs it in every step.
+  frame_cache: str | None = None
   # Adapter (or whole-model) checkpoint to start from when MODEL_DIR has none.
   initial_checkpoint_path: str | None = None
 

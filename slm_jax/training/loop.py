@@ -13,6 +13,7 @@ from slm_jax.training import setup, sharding
 from slm_jax.training.checkpoints import Batches, Checkpoints, check_run
 from slm_jax.training.compiled_steps import CompiledSteps
 from slm_jax.training.config import TrainConfig
+from slm_jax.training.frame_cache import CachedFrameBatches, open_frame_cache, without_encoder
 from slm_jax.training.held_out import HeldOutLoss
 from slm_jax.training.optimizer import learning_rate, make_optimizer
 from slm_jax.training.preemption import StopRequest
@@ -37,6 +38,7 @@ FREE_FIELDS = (
   "mesh.tensor",
   "model_dir",
   "train_dataset.cache_processes",
+  "frame_cache",
 )
 
 
@@ -116,7 +118,7 @@ class _Run:
   """One call of `train`."""
 
   def __init__(self, config, batches, held_out, run_text, processes: Processes):
-    self._config, self._batches, self._processes = config, batches, processes
+    self._config, self._processes = config, processes
     self._mesh = sharding.make_mesh(config.mesh)
     self._batch_size = config.train_dataset.batch_size
     sharding.check_batch_size(self._batch_size, self._mesh, config.num_microbatches)
@@ -124,8 +126,16 @@ class _Run:
     # Before weights are read, which may take long.
     facts = describe(config) | code_facts() | batches.facts
     processes.check_agreement(facts)
-    built = config.model.build()
+    built, bases = config.model.build(), {}
     _check_audio(built, config)
+    if config.frame_cache is not None:
+      cache = open_frame_cache(config.frame_cache, config.model, built, self._mesh)
+      processes.check_agreement({f"utterances in {cache.folder}": len(cache.store)})
+      bases["speech_encoder"] = cache.encoder_fingerprint
+      batches = CachedFrameBatches(batches, cache, built)
+      held_out = held_out and CachedFrameBatches(held_out, cache, built)
+      built = without_encoder(built)
+    self._batches = batches
     check_run(self._model_dir, describe(config), FREE_FIELDS, defaults(config))
 
     # The first batch fixes the shapes; its position is taken back by the restore or kept as batch one.
@@ -150,9 +160,9 @@ class _Run:
     )
     self._start = self._checkpoints.latest() or 0
     found = {f"MODEL_DIR={config.model_dir}, newest checkpoint": self._start}
-    bases = {f"weights of the {part}": digest for part, digest in prepared.fingerprints.items()}
-    processes.check_agreement(found | bases)
-    self._info: dict[str, Any] = {"frozen": prepared.fingerprints}
+    bases |= prepared.fingerprints
+    processes.check_agreement(found | {f"weights of the {part}": bases[part] for part in bases})
+    self._info: dict[str, Any] = {"frozen": bases}
     self._state, skipped_steps = prepared.state, 0
     if self._start:
       self._state = self._checkpoints.restore(self._start, self._state, batches, self._info)
