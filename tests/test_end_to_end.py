@@ -71,6 +71,29 @@ def test_only_the_adapter_is_in_the_checkpoint(run_dir):
   assert size < frozen
 
 
+def test_training_from_cached_frames_has_the_same_losses(run_dir, capsys):
+  frames = f"--gin.train.frame_cache='{run_dir.parent / 'frames'}'"
+  assert main(["cache", *GIN, frames]) == 0
+  assert " 0 were there, 0 too long" in capsys.readouterr().err
+  assert main(["cache", *GIN, frames]) == 0
+  assert "[slm_jax] 0 utterances encoded" in capsys.readouterr().err
+  there = [f"--gin.MODEL_DIR='{run_dir.parent / 'cached'}'", "--gin.TRAIN_STEPS=4"]
+  assert main(["train", *GIN, *there, frames]) == 0
+  heard, cached = (read_scalars(run_dir.parent / n / "train.jsonl") for n in ("whole", "cached"))
+  np.testing.assert_allclose(
+    [line["loss"] for line in cached], [line["loss"] for line in heard], rtol=1e-4
+  )
+
+
+def test_audio_that_is_altered_at_random_is_not_cached(run_dir, capsys):
+  altered = [
+    "--gin.MIXTURE_OR_TASK_NAME='tiny_altered'",
+    f"--gin.train.frame_cache='{run_dir.parent / 'altered'}'",
+  ]
+  assert main(["cache", *GIN, *altered]) == 2
+  assert "task tiny_altered alters its audio at random" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def evaluated(run_dir):
   assert main(["eval", *GIN, f"--gin.MODEL_DIR='{run_dir}'", "--gin.TRAIN_STEPS=4"]) == 0
