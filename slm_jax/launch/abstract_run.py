@@ -13,6 +13,9 @@ from slm_jax.batch import Batch
 from slm_jax.models.partitioning import parameter_shardings
 from slm_jax.training import parameters
 from slm_jax.training.config import TrainConfig
+from slm_jax.training.frame_cache import without_encoder
+from slm_jax.training.frozen_frames import check_cacheable
+from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.recipes import AdapterRecipe, Built
 from slm_jax.training.setup import model_info
@@ -80,6 +83,9 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> AbstractRun:
   check_batch_size(dataset.batch_size, mesh, config.num_microbatches)
   built = config.model.build()
   batch = abstract_batch(dataset.task_feature_lengths, dataset.batch_size, mesh)
+  if config.frame_cache is not None:
+    check_cacheable(config.model)
+    batch, built = _cached_frames(batch, built), without_encoder(built)
   row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
   boxed = jax.eval_shape(built.objective.init, jax.random.key(0), row)
   shardings = parameters.flatten(parameter_shardings(boxed, mesh))
@@ -102,6 +108,24 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> AbstractRun:
   optimizer = make_optimizer(config.optimizer, config.total_steps)
   state = _abstract_state(trained, optimizer, mesh, config.optimizer.state_memory)
   return AbstractRun(built, optimizer, state, frozen, batch, mesh)
+
+
+def _cached_frames(batch: Batch, built: Built) -> Batch:
+  """The batch with the frames of its audio in place of it."""
+  assert isinstance(built.objective, SLMObjective)
+  frames, _ = jax.eval_shape(
+    lambda audio, lengths: built.objective.model.init_with_output(  # pyright: ignore
+      jax.random.key(0), audio, lengths, method="frozen_frames"
+    )[0],
+    batch.audio,
+    batch.audio_lengths,
+  )
+  rows = batch.audio.sharding  # pyright: ignore[reportOptionalMemberAccess]
+  return batch.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    audio=None,
+    speech_frames=jax.ShapeDtypeStruct(frames.shape, frames.dtype, sharding=rows),
+    speech_frame_lengths=batch.audio_lengths,
+  )
 
 
 def _float_type(recipe: Any, path: str, leaf: Any) -> Any:

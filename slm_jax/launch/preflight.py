@@ -186,7 +186,8 @@ def preflight(
 
 def _lowered(run: AbstractRun, config: TrainConfig, num_beams: int) -> dict[str, Callable]:
   found = {"train": lambda: lower_train_step(run, config.num_microbatches)}
-  if isinstance(run.built.objective, SLMObjective):
+  # Evaluation hears audio, and so has no part in a run of cached frames.
+  if isinstance(run.built.objective, SLMObjective) and run.batch.audio is not None:
     tokens = config.train_dataset.task_feature_lengths["targets"]
     found["encode"] = lambda: lower_encode(run)
     found["decode"] = lambda: lower_decode(run, num_beams=num_beams, max_new_tokens=tokens)

@@ -96,9 +96,14 @@ def matrix_parameters(run: AbstractRun) -> dict[str, int]:
 def positions(run: AbstractRun) -> dict[str, int]:
   """Positions of a whole batch that each part of `matrix_parameters` meets, padding included."""
   config, batch = _model(run).config, run.batch
-  rows, samples = batch.audio.shape  # pyright: ignore[reportOptionalMemberAccess]
-  frames = config.speech_encoder.num_frames(samples)
-  reduced = config.adapter.length_reduction.output_length(frames)
+  reduction = config.adapter.length_reduction
+  if batch.audio is None:  # the frames come from a cache
+    rows, reduced = batch.speech_frames.shape[:2]  # pyright: ignore[reportOptionalMemberAccess]
+    frames, reduced = 0, reduced if reduction.is_fixed else reduction.output_length(reduced)
+  else:
+    rows, samples = batch.audio.shape
+    frames = config.speech_encoder.num_frames(samples)
+    reduced = reduction.output_length(frames)
   source = reduced + batch.encoder_input_tokens.shape[1]  # pyright: ignore
   target = batch.decoder_input_tokens.shape[1]  # pyright: ignore
   return {
