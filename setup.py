@@ -56,9 +56,12 @@ setup(
     "m4a": ["av>=14"],
     # espeak-ng is GPL-3. It only makes speech for the miniature; nothing of the package links to it.
     "mini": ["espeakng-loader>=0.2"],
+    # Offline caches made by many workers: seqio_cache_tasks.
+    "beam": ["apache-beam>=2.70"],
     # TPU's compiler, for compiling ahead of time on a machine without one.
     "compile": ["libtpu>=0.0.42"],
     "test": [
+      "apache-beam>=2.70",
       "av>=14",
       "libtpu>=0.0.42",
       "pyright>=1.1.390",

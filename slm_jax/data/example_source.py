@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,10 @@ class ExampleSource(seqio.DataSource):
       self.bad_examples.parent.mkdir(parents=True, exist_ok=True)
       with open(self.bad_examples, "a") as file:
         file.write(problem_lines(split, new))
+    elif new:
+      # Where many workers read, each has a log and none has the file.
+      for problem in new:
+        logging.warning("split %s: skipped %s", split, problem)
     if new:
       total = sum(self.num_input_examples(split) for split in self.splits)
       check_problems(self.problems, total, self.max_problem_share, f"split {split}")
