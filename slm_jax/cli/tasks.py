@@ -1,4 +1,4 @@
-"""`slm_jax tasks list | show NAME | check NAME | cache NAME`."""
+"""`slm_jax tasks list | show NAME | check NAME | cache NAME | self_targets NAME`."""
 
 import argparse
 import itertools
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm_jax.cli import self_targets
 from slm_jax.cli.main import parse, parser_for
 from slm_jax.errors import UserError
 
@@ -17,11 +18,14 @@ _ACTIONS = {
   "show": "decode examples, print their texts and tokens, write audio and spectrograms",
   "check": "read examples and report what would hurt training; status 2 if something would",
   "cache": "fill the offline cache that training reads",
+  self_targets.ACTION: "targets that the frozen LM writes from the transcripts, with flags of its own",
 }
 
 
 def run(argv: list[str]) -> int:
   """Lists, shows, checks or caches tasks; returns the exit status, 2 for data that would hurt."""
+  if self_targets.ACTION in argv:
+    return self_targets.run(argv)
   parser = parser_for("tasks", EXAMPLE)
   actions = "; ".join(f"{name}: {text}" for name, text in _ACTIONS.items())
   parser.add_argument("action", choices=tuple(_ACTIONS), help=actions)
