@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from slm_jax.data.frame_store import FrameStore, audio_key
 from slm_jax.errors import UserError
 from slm_jax.training.checkpoints import Batches
+from slm_jax.training.frame_store import FrameStore, audio_key
 from slm_jax.training.frozen_frames import FrozenFrames, frame_count
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe, Built

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_jax.data.frame_store import FrameStore, FrameWriter, audio_key
 from slm_jax.training.frame_cache import PARTS
+from slm_jax.training.frame_store import FrameStore, FrameWriter, audio_key
 from slm_jax.training.frozen_frames import FrozenFrames
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from slm_jax.data import frame_store
-from slm_jax.data.frame_store import FrameStore, FrameWriter, audio_key
 from slm_jax.errors import UserError
+from slm_jax.training import frame_store
+from slm_jax.training.frame_store import FrameStore, FrameWriter, audio_key
 
 WIDTH = 3
 
