@@ -48,7 +48,7 @@ def digits(tmp_path, monkeypatch):
 
 
 def test_the_page_works_as_it_stands(page, digits, registry, monkeypatch, capsys):
-  manifest, task, *_ = blocks(page, "python")
+  manifest, task, answered, *_ = blocks(page, "python")
   exec(compile(manifest, "new_task.md", "exec"), {})
   assert task.count("\n") <= 11
   (digits / "my_digits.py").write_text(task)
@@ -59,12 +59,15 @@ def test_the_page_works_as_it_stands(page, digits, registry, monkeypatch, capsys
     for line in block.splitlines()
     if line.startswith("slm_jax tasks")
   ]
-  assert [command[1] for command in commands] == ["show", "check"]
+  assert [command[1] for command in commands] == ["show", "check", "self_targets"]
   for command in commands:
     assert main(command) == 0
   printed = capsys.readouterr().out
   assert "audio 8000" in printed and "nothing that would hurt training" in printed
   assert len(list((digits / "shown").glob("*.png"))) == 2
+  exec(compile(answered, "new_task.md", "exec"), {"register_speech_task": register_speech_task})
+  answers = seqio.TaskRegistry.get("my_digits_answered").source
+  assert sum(map(answers.num_input_examples, answers.splits)) > 20
   cache_task("my_digits", registry, quiet=True)
   heard = {}
   for split in ("train", "validation"):
@@ -87,8 +90,9 @@ def test_the_page_s_other_example_registers_and_names_every_column(page, registr
   assert set(re.findall(r"`(\w+)`", line)) == set(vars(settings.columns))
 
 
-def test_the_page_s_train_command_names_what_there_is(page, request):
-  (command,) = [block for block in blocks(page, "sh") if "slm_jax train" in block]
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_page_s_gin_commands_name_what_there_is(page, request, mode):
+  (command,) = [block for block in blocks(page, "sh") if f"slm_jax {mode}" in block]
   (gin,) = re.findall(r"--gin_file=(\S+)", command)
   text = (request.config.rootpath / "gin" / gin).read_text()
   for macro in re.findall(r"--gin\.(\w+)=", command):
