@@ -10,7 +10,7 @@ Recordings in folders with a `manifest.jsonl` each, in $SLM_JAX_SHARED_DATA or b
 * recordings_slm: transcription and translation together, for training.
 
 A prompt is in one split in every language, so that no translation of a validation prompt is ever
-trained on.
+trained on. Each language has one speaker, who is in both splits.
 """
 
 import itertools
