@@ -63,5 +63,5 @@ def _open(
     rows=rows.tolist(),
     own_rows=own_rows.tolist(),
     buckets=dataset.length_buckets,
-    agree_on_bucket=lambda bucket: max(processes.gather("length bucket", bucket)),
+    gather=lambda value: processes.gather("length bucket", value),
   )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -12,10 +13,16 @@ import tensorflow as tf
 
 from slm_jax.data import length_buckets
 from slm_jax.data.seqio_cache import MANIFEST
-from slm_jax.data.share_stream import ID, ShareStream, TooLong
+from slm_jax.data.share_stream import ID, Exhausted, ShareStream, TooLong
+from slm_jax.data.waiting_rows import WaitingRows
 from slm_jax.errors import UserError
 
 PIPELINE = "pipeline.json"
+# Of saved positions.
+_FORMAT = 2
+# A row waits for a batch of its bucket while its share reads at most so many rows for each bucket and each row
+# that the share has in a batch. This bounds the memory that waiting rows take, too.
+PATIENCE = 8
 
 
 class TrainBatches:
@@ -26,6 +33,10 @@ class TrainBatches:
   rows from share 0, and so on. Which process holds which rows changes nothing about them. A task's
   examples come round equally often, each time in another order; its shuffle buffer reaches across
   the ends of epochs.
+
+  With buckets, all shares read equally many rows, which wait in a queue for each bucket, until some
+  bucket has enough for a batch in every share (`length_buckets.choose`). No row waits for ever:
+  after a bounded number of rows read it joins a batch of a bucket that all shares can fill.
 
   Attributes:
     example_ids: of the last batch's own rows, where the task's examples have a field `id`, else [].
@@ -45,7 +56,7 @@ class TrainBatches:
     own_rows: Sequence[int] | None = None,
     use_cached: bool = True,
     buckets: length_buckets.Buckets = (),
-    agree_on_bucket: Callable[[int], int] = lambda bucket: bucket,
+    gather: Callable[[Any], list] = lambda value: [value],
   ):
     """Opens the dataset; reads nothing yet.
 
@@ -62,10 +73,11 @@ class TrainBatches:
       own_rows: those of `rows` that no other process answers for; a share's position is written
         by the process whose own its first row is. None is `rows`.
       use_cached: read the offline cache of tasks that support one.
-      buckets: declared lengths, growing, the last equal to `task_feature_lengths`; each batch has
-        the lengths of one of them. None: every batch has the longest.
-      agree_on_bucket: this process's smallest bucket -> the largest of all processes'; needed
-        with buckets and several shares only.
+      buckets: declared lengths; a row belongs to the first that holds it. The last is equal to
+        `task_feature_lengths`. Each batch has the lengths of one of them. None: every batch has the
+        longest.
+      gather: this process's JSON-ready value -> those of all processes, whose next batch it waits
+        for; called with buckets and several shares only.
 
     Raises:
       UserError: a cache is missing, the split is, or the features do not fit any converter.
@@ -85,9 +97,13 @@ class TrainBatches:
       raise UserError(f"{mixture_or_task_name}: {error}") from error
     if batch_size % num_shards:
       raise UserError(f"BATCH_SIZE={batch_size} is not a multiple of num_shards={num_shards}")
-    self._buckets = buckets or (lengths,)
-    self._agree_on_bucket = agree_on_bucket if num_shards > 1 else lambda bucket: bucket
+    # All in one order of names, that of the rows' sizes.
+    self._buckets = [
+      {name: int(bucket[name]) for name in lengths} for bucket in buckets or [lengths]
+    ]
+    self._gather = gather if num_shards > 1 and len(self._buckets) > 1 else lambda value: [value]
     self._pipeline = {
+      "format": _FORMAT,
       "mixture_or_task_name": mixture_or_task_name,
       "task_feature_lengths": lengths,
       "batch_size": batch_size,
@@ -112,12 +128,16 @@ class TrainBatches:
         split=split,
         seed=seed,
         shard=seqio.ShardInfo(shard, num_shards),
-        batch_size=share,
         use_cached=use_cached,
-        buckets=self._buckets,
+        read_ahead=2 * share,
       )
       for shard in shards
     }
+    self._share_rows = share
+    self._patience = PATIENCE * len(self._buckets) * share
+    self._waiting = {shard: WaitingRows(self._buckets) for shard in shards}
+    # Rows that wait [shares, buckets], of all processes' shares, while that is known.
+    self._counts: np.ndarray | None = None
     self.example_ids: list[str] = []
     self.facts = {"data": self._pipeline, "examples": _contents(provider, split, use_cached)}
 
@@ -130,20 +150,65 @@ class TrainBatches:
     Raises:
       UserError: far too many examples in a row are longer than `task_feature_lengths` allows.
     """
-    try:
-      shares = [next(stream) for stream in self._streams.values()]
-    except TooLong as error:
-      lengths = self._pipeline["task_feature_lengths"]
-      raise UserError(
-        f"{self._pipeline['mixture_or_task_name']}: {error} than TASK_FEATURE_LENGTHS={lengths}; "
-        "raise the lengths"
-      ) from error
-    joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
-    bucket = self._agree_on_bucket(length_buckets.smallest(joined, self._buckets))
-    arrays = {name: x[self._places] for name, x in joined.items()}
-    ids = arrays.pop(ID, np.empty(len(self._own), object))[self._own]
-    self.example_ids = [name.decode() for name in ids if name is not None]
-    return length_buckets.trim(arrays, self._buckets[bucket])
+    bucket = self._next_bucket()
+    rows = [
+      row
+      for waiting in self._waiting.values()
+      for row in waiting.take(bucket, self._share_rows, self._patience)
+    ]
+    ids = [row.pop(ID, None) for row in rows]
+    rows, ids = [rows[i] for i in self._places], [ids[i] for i in self._places]
+    self.example_ids = [
+      name.tobytes().decode()
+      for name, own in zip(ids, self._own, strict=True)
+      if own and name is not None
+    ]
+    return length_buckets.join(rows, self._buckets[bucket])
+
+  def _next_bucket(self) -> int:
+    """Reads until a batch can be filled; the same on all processes."""
+    while True:
+      counts, late = self._counts, False
+      if counts is None:
+        state = [
+          (shard, waiting.counts(), waiting.oldest()) for shard, waiting in self._waiting.items()
+        ]
+        # Shares that several processes read are told by each, and the same.
+        shares = {share[0]: share[1:] for part in self._gather(state) for share in part}
+        counts, oldest = (np.asarray([s[i] for _, s in sorted(shares.items())]) for i in (0, 1))
+        late = oldest.max() > self._patience
+      else:
+        oldest = np.zeros_like(counts)  # nothing was late, and nothing was read since
+      bucket = length_buckets.choose(
+        counts, oldest, self._buckets, self._share_rows, self._patience
+      )
+      if bucket is not None:
+        if late:  # which buckets its rows come from differs by share
+          self._counts = None
+        else:
+          self._counts = counts.copy()
+          self._counts[:, bucket] -= self._share_rows
+        return bucket
+      self._read_round()
+      self._counts = None
+
+  def _read_round(self) -> None:
+    for shard, stream in self._streams.items():
+      for _ in range(self._share_rows):
+        try:
+          self._waiting[shard].add(*next(stream))
+        except TooLong as error:
+          lengths = self._pipeline["task_feature_lengths"]
+          raise UserError(
+            f"{self._pipeline['mixture_or_task_name']}: {error} than TASK_FEATURE_LENGTHS={lengths}; "
+            "raise the lengths"
+          ) from error
+        except Exhausted:
+          count = self._pipeline["num_shards"]
+          raise UserError(
+            f"{self._pipeline['mixture_or_task_name']}: share {shard} of {count} of split "
+            f"{self._pipeline['split']!r} has no example; lower DatasetConfig.num_shards"
+          ) from None
 
   @property
   def skipped(self) -> dict[str, int]:
@@ -160,6 +225,7 @@ class TrainBatches:
       folder = Path(directory) / f"shard_{shard:05d}"
       folder.mkdir(exist_ok=True)
       self._streams[shard].save(folder)
+      self._waiting[shard].save(folder)
       (folder / PIPELINE).write_text(json.dumps(self._pipeline, indent=2) + "\n")
 
   def restore(self, directory: str) -> None:
@@ -181,7 +247,10 @@ class TrainBatches:
           f"has {value!r}; continue with the same data settings or start in a new MODEL_DIR"
         )
     for shard, stream in self._streams.items():
-      stream.restore(Path(directory) / f"shard_{shard:05d}")
+      folder = Path(directory) / f"shard_{shard:05d}"
+      stream.restore(folder)
+      self._waiting[shard].restore(folder)
+    self._counts = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

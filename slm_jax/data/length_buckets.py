@@ -5,66 +5,104 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-# Model features cut along their second axis with each task feature.
+# Model features cut along their length with each task feature.
 MODEL_FEATURES = {
   "audio": ("audio",),
   "inputs": ("encoder_input_tokens",),
   "targets": ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"),
 }
-# Model feature that tells how long a row's task feature is, and how.
-_SIZES = {
-  "audio": lambda row: row["audio_lengths"],
-  "inputs": lambda row: tf.math.count_nonzero(row["encoder_input_tokens"], dtype=tf.int32),
-  "targets": lambda row: tf.cast(tf.reduce_sum(row["decoder_loss_weights"]), tf.int32),
-}
+# Shifted to the right, so that the last target stands one position behind the row's length.
+_ONE_LONGER = ("decoder_input_tokens",)
 
 Buckets = Sequence[Mapping[str, int]]
+Row = dict[str, np.ndarray]
 
 
 def check(buckets: Buckets, lengths: Mapping[str, int]) -> None:
-  """Raises ValueError unless buckets name the task's features, grow, and end at the longest lengths."""
-  for smaller, larger in zip(buckets, buckets[1:], strict=False):
-    if any(smaller[name] > larger[name] for name in lengths):
-      raise ValueError(f"length_buckets must grow: {dict(smaller)} stands before {dict(larger)}")
-  for bucket in buckets:
+  """Raises ValueError unless buckets name the task's features, can all be used, and end at the longest lengths."""
+  for i, bucket in enumerate(buckets):
     if set(bucket) != set(lengths):
       raise ValueError(f"length_buckets: {dict(bucket)} must name exactly {sorted(lengths)}")
+    for earlier in buckets[:i]:
+      if holds(earlier, bucket):
+        raise ValueError(
+          f"length_buckets: {dict(bucket)} is never used, {dict(earlier)} stands before it and holds "
+          "the same rows"
+        )
   if buckets and dict(buckets[-1]) != dict(lengths):
     raise ValueError(f"the last of length_buckets must be TASK_FEATURE_LENGTHS {dict(lengths)}")
 
 
-def batch_by_bucket(dataset: tf.data.Dataset, buckets: Buckets, batch_size: int) -> tf.data.Dataset:
-  """Batches rows that fall into the same bucket: the first whose every length is long enough.
+def holds(larger: Mapping[str, int], smaller: Mapping[str, int]) -> bool:
+  """Whether every row that fits into the second bucket fits into the first."""
+  return all(smaller[name] <= larger[name] for name in larger)
 
-  Rows stay padded to the longest lengths; `trim` cuts a finished batch to its bucket.
+
+def first_that_holds(sizes: np.ndarray, buckets: Buckets) -> np.ndarray:
+  """int [N]: the bucket of each row, the number of buckets if none holds it.
+
+  Args:
+    sizes: int [N, number of features], in the order of the buckets' names.
+    buckets: in the order in which they are tried.
   """
-  limits = tf.constant([list(bucket.values()) for bucket in buckets], tf.int32)
-  names = list(buckets[0])
-
-  def key(row) -> tf.Tensor:
-    sizes = tf.stack([tf.cast(_SIZES[name](row), tf.int32) for name in names])
-    fits = tf.reduce_all(sizes[None] <= limits, axis=1)
-    return tf.argmax(fits, output_type=tf.int64)
-
-  return dataset.group_by_window(
-    key_func=key,
-    reduce_func=lambda _, window: window.batch(batch_size, drop_remainder=True),
-    window_size=batch_size,
-  )
+  limits = np.asarray([list(bucket.values()) for bucket in buckets])
+  fits = np.all(sizes[:, None] <= limits, axis=2)  # [N, number of buckets]
+  return np.where(fits.any(axis=1), fits.argmax(axis=1), len(buckets))
 
 
-def smallest(arrays: dict[str, np.ndarray], buckets: Buckets) -> int:
-  """Index of the first bucket that holds all rows of a batch [B, longest]."""
-  sizes = {
-    "audio": lambda: arrays["audio_lengths"].max(),
-    "inputs": lambda: np.count_nonzero(arrays["encoder_input_tokens"], axis=1).max(),
-    "targets": lambda: arrays["decoder_loss_weights"].sum(axis=1).max(),
-  }
-  longest = {name: int(sizes[name]()) for name in buckets[-1]}
-  return next(i for i, b in enumerate(buckets) if all(longest[name] <= b[name] for name in b))
+def cut_to_size(row: dict[str, tf.Tensor], sizes: tf.Tensor, names: Sequence[str]) -> dict:
+  """A row of a feature converter without its padding.
+
+  Args:
+    row: model features, each as long as its declared length.
+    sizes: int [number of names], real lengths.
+    names: of the task features that `sizes` tells of.
+  """
+  cut = dict(row)
+  for i, name in enumerate(names):
+    for field in MODEL_FEATURES[name]:
+      cut[field] = row[field][: sizes[i] + (field in _ONE_LONGER)]
+  return cut
 
 
-def trim(arrays: dict[str, np.ndarray], bucket: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """Cuts a batch [B, longest] to a bucket that holds all its rows."""
+def join(rows: Sequence[Row], bucket: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """Field name → array [number of rows, …], padded with 0 to a bucket that holds all rows."""
   cut = {field: bucket[name] for name in bucket for field in MODEL_FEATURES[name]}
-  return {name: x[:, : cut[name]] if name in cut else x for name, x in arrays.items()}
+  joined = {}
+  for field, first in rows[0].items():
+    if field not in cut:
+      joined[field] = np.stack([row[field] for row in rows])
+      continue
+    joined[field] = np.zeros((len(rows), cut[field]), first.dtype)
+    for place, row in zip(joined[field], rows, strict=True):
+      part = row[field][: cut[field]]
+      place[: len(part)] = part
+  return joined
+
+
+def choose(
+  counts: np.ndarray, oldest: np.ndarray, buckets: Buckets, share_rows: int, patience: int
+) -> int | None:
+  """The bucket of the next batch, or None while more rows have to be read.
+
+  That with the most rows waiting in the share that has least of it, if all shares have enough. A row
+  that has waited too long goes first: its batch is the first bucket that holds it and that all
+  shares can fill, with rows of smaller buckets where there are not enough.
+
+  Args:
+    counts: int [shares, buckets], rows that wait.
+    oldest: int [shares, buckets], rows that the share has read since the bucket's first was; -1 for
+      none.
+    buckets: as of `check`.
+    share_rows: rows of each share in a batch.
+    patience: how many rows a share may read while a row waits.
+  """
+  if oldest.max() > patience:
+    late = buckets[int(oldest.argmax()) % len(buckets)]
+    for i, bucket in enumerate(buckets):
+      fitting = [holds(bucket, other) for other in buckets]
+      if holds(bucket, late) and (counts[:, fitting].sum(axis=1) >= share_rows).all():
+        return i
+    return None
+  fullest = int(counts.min(axis=0).argmax())
+  return fullest if counts[:, fullest].min() >= share_rows else None

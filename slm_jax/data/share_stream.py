@@ -1,4 +1,4 @@
-"""One share of a SeqIO task's or mixture's training data, in batches, with a position that can be saved."""
+"""The rows of one share of a SeqIO task's or mixture's training data, with a position that can be saved."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 
 from slm_jax.data import length_buckets
+from slm_jax.data.length_buckets import Row
 from slm_jax.data.speech_features import Spec, converter_for
 from slm_jax.errors import UserError
 
@@ -21,6 +22,7 @@ MAX_DROPPED_IN_A_ROW = 2_000
 _POSITION = "position"
 _SKIPPED = "skipped.json"
 _DROPPED = "dropped"
+_SIZES = "sizes"
 _KEEP = "keep"
 
 
@@ -28,11 +30,16 @@ class TooLong(Exception):
   """No example is short enough; the text is the beginning of a sentence."""
 
 
+class Exhausted(Exception):
+  """The share has no examples."""
+
+
 def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
   """Removes examples with a feature longer than its length, and counts them.
 
-  Adds `dropped` int64 [number of features, in the order of `feature_lengths`]: how many examples
-  before this one were removed for each feature (an example with two long features counts for both).
+  Adds, both int64 [number of features, in the order of `feature_lengths`], `sizes`: how long the
+  features are, and `dropped`: how many examples before this one were removed for each feature (an
+  example with two long features counts for both).
   The counts are state of the dataset's iterator, so a saved and restored iterator goes on counting
   where it stood.
   """
@@ -51,7 +58,12 @@ def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int])
       tf.constant(MAX_DROPPED_IN_A_ROW, tf.int64),
       f"{MAX_DROPPED_IN_A_ROW} examples in a row are too long ({names})",
     )
-    return (totals, in_a_row), {**example, _DROPPED: totals, _KEEP: keep}
+    return (totals, in_a_row), {
+      **example,
+      _SIZES: sizes,
+      _DROPPED: totals,
+      _KEEP: keep,
+    }
 
   start = (tf.zeros([len(feature_lengths)], tf.int64), tf.constant(0, tf.int64))
   kept = dataset.scan(start, count).filter(lambda example: example[_KEEP])
@@ -59,7 +71,7 @@ def drop_over_long(dataset: tf.data.Dataset, feature_lengths: Mapping[str, int])
 
 
 class ShareStream:
-  """Endless, shuffled batches of one share; rows are padded to the longest lengths.
+  """Endless, shuffled rows of one share, each as long as it is.
 
   Attributes:
     skipped: int64 [number of features]: examples left out so far because that feature was too long.
@@ -73,11 +85,10 @@ class ShareStream:
     split: str,
     seed: int,
     shard: seqio.ShardInfo,
-    batch_size: int,
     use_cached: bool,
-    buckets: length_buckets.Buckets,
+    read_ahead: int,
   ):
-    """Arguments as of `batches.TrainBatches`, but for the share's own rows."""
+    """Arguments as of `batches.TrainBatches`; `read_ahead` rows are made before they are asked for."""
     # SeqIO draws the order and the mixture from the seed alone; with one for all, every share
     # would mix its tasks in the same sequence. Where shares are cut from the examples instead of
     # the files, all must see them in one order.
@@ -101,16 +112,19 @@ class ShareStream:
     )
     named = dataset.element_spec.get(ID) == tf.TensorSpec([], tf.string)
     dataset = drop_over_long(dataset, lengths)
-    passed = {_DROPPED: Spec(dtype=tf.int64)}
+    passed = {name: Spec(dtype=tf.int64) for name in (_DROPPED, _SIZES)}
     if named:
       passed[ID] = Spec(dtype=tf.string, rank=0)
     try:
       converter = converter_for(lengths, passthrough_features=passed)
     except ValueError as error:
       raise UserError(f"TASK_FEATURE_LENGTHS of {provider.name}: {error}") from error
-    sizes = {**lengths, _DROPPED: len(lengths)} | ({ID: 1} if named else {})
-    dataset = converter(dataset, sizes)
-    dataset = length_buckets.batch_by_bucket(dataset, buckets, batch_size).prefetch(2)
+    sizes = {**lengths, _DROPPED: len(lengths), _SIZES: len(lengths)} | ({ID: 1} if named else {})
+    names = list(lengths)
+    dataset = converter(dataset, sizes).map(
+      lambda row: length_buckets.cut_to_size(row, row[_SIZES], names)
+    )
+    dataset = dataset.prefetch(read_ahead)
     options = tf.data.Options()
     options.deterministic = True
     # Bounds what waits in buffers, and so the size of a saved position.
@@ -118,24 +132,30 @@ class ShareStream:
     self._iterator = iter(dataset.with_options(options))
     self.skipped = np.zeros(len(lengths), np.int64)
 
-  def __next__(self) -> dict[str, np.ndarray]:
-    """Batch's field name → array [batch_size, …], and `id` where the task has it.
+  def __next__(self) -> tuple[Row, np.ndarray]:
+    """Batch's field name → array [length], and `id` (UTF-8, uint8) where the task has it; and the
+    lengths of the features int64 [number of features].
 
     Raises:
       TooLong: far too many examples in a row are.
+      Exhausted: there are none.
     """
     try:
       tensors = next(self._iterator)
+    except StopIteration:
+      raise Exhausted from None
     except tf.errors.InvalidArgumentError as error:
       if "in a row are too long" not in error.message:
         raise
       raise TooLong(f"{MAX_DROPPED_IN_A_ROW} examples in a row are longer") from error
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    self.skipped = np.maximum(self.skipped, arrays.pop(_DROPPED).max(axis=0))
-    return arrays
+    row = {name: np.asarray(tensor.numpy()) for name, tensor in tensors.items()}
+    if ID in row:
+      row[ID] = np.frombuffer(row[ID].item(), np.uint8)
+    self.skipped = np.maximum(self.skipped, row.pop(_DROPPED))
+    return row, row.pop(_SIZES)
 
   def save(self, folder: Path) -> None:
-    """Writes the position after the last batch returned into an existing folder."""
+    """Writes the position after the last row returned into an existing folder."""
     tf.train.Checkpoint(iterator=self._iterator).write(str(folder / _POSITION))
     (folder / _SKIPPED).write_text(json.dumps(self.skipped.tolist()))
 

@@ -1,5 +1,10 @@
 """Training batches: deterministic, resumable to the bit, nothing cut in silence. Evaluation examples."""
 
+import functools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import seqio
@@ -131,9 +136,22 @@ def test_shares_mix_their_tasks_independently(speech):
 BUCKETS = ({**LENGTHS, "audio": 5_000}, LENGTHS)
 
 
-@pytest.mark.parametrize(
-  ("num_shards", "buckets"), [(1, BUCKETS), (2, ()), (4, BUCKETS)], ids=["1", "2", "4"]
-)
+class Meeting:
+  """What processes tell one another, where they are threads."""
+
+  def __init__(self, count):
+    self._said = [None] * count
+    self._barrier = threading.Barrier(count, timeout=60)
+
+  def gather(self, index, value):
+    self._said[index] = json.loads(json.dumps(value))
+    self._barrier.wait()
+    everyone = list(self._said)
+    self._barrier.wait()
+    return everyone
+
+
+@pytest.mark.parametrize(("num_shards", "buckets"), [(1, BUCKETS), (4, BUCKETS)], ids=["1", "4"])
 def test_rows_are_the_same_whoever_reads_them(speech, tmp_path, num_shards, buckets):
   """Two processes' rows, of which two are on both, are one process's; so they are from a position that
   one process has saved, and one's from theirs."""
@@ -144,23 +162,21 @@ def test_rows_are_the_same_whoever_reads_them(speech, tmp_path, num_shards, buck
     )
 
   parts = [range(5), range(3, 8)], [range(5), range(5, 8)]
-  longest: list[int] = []
+  meeting = Meeting(2)
 
   def pair():
-    # What the processes would tell one another: the largest bucket of both.
     return [
-      read(rows, own, agree_on_bucket=lambda bucket: max(bucket, longest[-1]))
-      for rows, own in zip(*parts, strict=True)
+      read(rows, own, gather=functools.partial(meeting.gather, i))
+      for i, (rows, own) in enumerate(zip(*parts, strict=True))
     ]
 
   def check(whole, processes):
     for _ in range(12):
       batch = next(whole)
-      sizes = [b["audio"] for b in buckets] or [LENGTHS["audio"]]
-      longest.append(sizes.index(batch["audio"].shape[1]))
+      with ThreadPoolExecutor() as threads:
+        both = list(threads.map(next, processes))
       ids = []
-      for rows, process in zip(parts[0], processes, strict=True):
-        part = next(process)
+      for rows, process, part in zip(parts[0], processes, both, strict=True):
         for name, value in batch.items():
           np.testing.assert_array_equal(part[name], value[list(rows)])
         ids += process.example_ids
@@ -215,6 +231,7 @@ def test_drop_over_long_counts_exactly():
   kept = list(drop_over_long(data, {"a": 5, "b": 5}).as_numpy_iterator())
   assert [len(row["a"]) for row in kept] == [1, 2]
   assert [row["dropped"].tolist() for row in kept] == [[0, 0], [2, 2]]
+  assert [row["sizes"].tolist() for row in kept] == [[1, 1], [2, 2]]
 
 
 def test_lengths_that_nothing_fits_are_the_users_mistake(speech, monkeypatch):
