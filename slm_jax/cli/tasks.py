@@ -1,11 +1,13 @@
 """`slm_jax tasks list | show NAME | check NAME | cache NAME | self_targets NAME`."""
 
 import argparse
-import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slm_jax.cli import self_targets
 from slm_jax.cli.main import parse, parser_for
@@ -42,7 +44,12 @@ def run(argv: list[str]) -> int:
     action="append",
     type=_lengths,
     default=[],
-    help="check: lengths to tell padding for, as JSON; repeat with growing ones for buckets",
+    help="check: lengths to tell padding for, as JSON; repeat for buckets, the longest last",
+  )
+  parser.add_argument(
+    "--suggest_buckets",
+    type=int,
+    help="check: find so many shapes that leave least padding; the last is --task_feature_lengths",
   )
   parser.add_argument("--output", help="folder for what show and check write")
   parser.add_argument("--json", action="store_true", help="show, check: print JSON alone")
@@ -51,6 +58,10 @@ def run(argv: list[str]) -> int:
     parser.error(f"{flags.action} needs the NAME of a task or mixture and its --module")
   if flags.num_examples is not None and flags.num_examples < 1:
     parser.error(f"--num_examples={flags.num_examples} must be at least 1")
+  if flags.suggest_buckets is not None and flags.suggest_buckets < 1:
+    parser.error(f"--suggest_buckets={flags.suggest_buckets} must be at least 1")
+  if flags.suggest_buckets and not flags.task_feature_lengths:
+    parser.error("--suggest_buckets needs --task_feature_lengths")
   from slm_jax.data import registry
   from slm_jax.data.batches import hide_accelerators
 
@@ -165,14 +176,24 @@ def _readable(shown: Mapping[str, Any]) -> str:
 def _check(flags: argparse.Namespace) -> int:
   import seqio
 
+  from slm_jax.data.bucket_search import suggest
   from slm_jax.data.example_source import BAD_EXAMPLES
   from slm_jax.data.task_check import check_task
 
   tasks = seqio.get_subtasks(seqio.get_mixture_or_task(flags.name))
   _check_lengths(flags.task_feature_lengths, tasks)
+  sizes: list[np.ndarray] = []
   reports = [
-    check_task(task, flags.num_examples or 200, flags.task_feature_lengths) for task in tasks
+    check_task(task, flags.num_examples or 200, flags.task_feature_lengths, sizes.append)
+    for task in tasks
   ]
+  suggested = ""
+  if flags.suggest_buckets:
+    suggested = suggest(
+      np.concatenate([np.zeros((0, 3), int), *sizes]),
+      flags.task_feature_lengths[-1],
+      flags.suggest_buckets,
+    )
   if flags.output:
     folder = Path(flags.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +211,8 @@ def _check(flags: argparse.Namespace) -> int:
   else:
     for report in reports:
       _print_report(report)
+  if suggested:
+    print(suggested, file=sys.stderr if flags.json else sys.stdout)
   return 0 if all(report["ok"] for report in reports) else 2
 
 
@@ -202,9 +225,11 @@ def _check_lengths(lengths: Sequence[Mapping[str, int]], tasks) -> None:
           f"--task_feature_lengths={dict(bucket)}: {task.name} has the features {sorted(known)}, "
           "and each must be named every time"
         )
-  for smaller, larger in itertools.pairwise(lengths):
-    if any(smaller[name] > larger[name] for name in smaller):
-      raise UserError(f"--task_feature_lengths: {dict(larger)} after {dict(smaller)} must grow")
+  for bucket in lengths:
+    if any(bucket[name] > lengths[-1][name] for name in bucket):
+      raise UserError(
+        f"--task_feature_lengths: {dict(bucket)} must not be longer than the last, {dict(lengths[-1])}"
+      )
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,13 +72,19 @@ class _Seen:
     self.names.setdefault(what, []).append(name)
 
 
-def check_task(task: seqio.Task, num_examples: int, lengths: Lengths = ()) -> dict[str, Any]:
+def check_task(
+  task: seqio.Task,
+  num_examples: int,
+  lengths: Lengths = (),
+  see_sizes: Callable[[np.ndarray], None] = lambda _: None,
+) -> dict[str, Any]:
   """A JSON-ready report on up to `num_examples` of each split, spread over it.
 
   Args:
     task: registered.
     num_examples: of each split.
-    lengths: declared task feature lengths, growing; an example takes the first it fits into.
+    lengths: declared task feature lengths, the longest last; an example takes the first it fits into.
+    see_sizes: is given each split's lengths, int [N, 3] of the features in `FEATURES`.
 
   Returns:
     task, splits (name → candidates, read, examples, seconds, hours by language, lengths, dropped, bad,
@@ -98,6 +104,7 @@ def check_task(task: seqio.Task, num_examples: int, lengths: Lengths = ()) -> di
     except UserError as error:
       findings.append(_finding("error", split, str(error)))
       continue
+    see_sizes(np.asarray(seen.lengths, int).reshape(-1, len(FEATURES)))
     problems = list(source.problems) if source else []
     dropped = dict(source.dropped) if source else {}
     splits[split] = _summary(sample, seen, problems, dropped, lengths)
@@ -248,8 +255,8 @@ def padding_shares(sizes: np.ndarray, lengths: Lengths) -> dict[str, float | Non
 
   Args:
     sizes: int [N, 3] of the features in `FEATURES`.
-    lengths: declared lengths, growing; an example takes the first whose every length is enough, and
-      is left out if there is none.
+    lengths: declared lengths, the longest last; an example takes the first whose every length is
+      enough, and is left out if there is none.
   """
   declared = [name for name in FEATURES if name in lengths[-1]]
   columns = [FEATURES.index(name) for name in declared]

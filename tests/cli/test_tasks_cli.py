@@ -153,6 +153,16 @@ def test_examples_longer_than_declared_are_found_and_buckets_save_padding(checko
   assert "features ['audio', 'inputs', 'targets']" in capsys.readouterr().err
 
 
+def test_buckets_are_suggested_as_gin(checkout, capsys):
+  longest = ("--task_feature_lengths", '{"audio": 32000, "inputs": 16, "targets": 64}')
+  assert tasks("check", "cli_good", "--suggest_buckets=2", *longest) == 0
+  text = capsys.readouterr().out
+  assert "DatasetConfig.length_buckets = (\n    {'audio': 12800, " in text
+  assert "0.0%" in text and "these 2 shapes" in text
+  assert tasks("check", "cli_good", "--suggest_buckets=2") == 2
+  assert "--suggest_buckets needs --task_feature_lengths" in capsys.readouterr().err
+
+
 def test_misspelt_names_list_near_misses_and_their_module(checkout, capsys):
   def error(*arguments):
     assert main(["tasks", *arguments]) == 2
