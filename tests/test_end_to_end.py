@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import slm_jax.bundle
 from slm_jax.cli.main import main
 from slm_jax.interop import load_language_model
 from slm_jax.training.recipes import resolve_path
@@ -83,6 +84,19 @@ def test_training_from_cached_frames_has_the_same_losses(run_dir, capsys):
   np.testing.assert_allclose(
     [line["loss"] for line in cached], [line["loss"] for line in heard], rtol=1e-4
   )
+
+
+def test_a_run_is_exported_and_answers_as_a_bundle(run_dir, capsys):
+  output = run_dir.parent / "bundle"
+  asked = ["--instruction=Repeat the sentence.", f"--output={output}"]
+  assert main(["export", f"--checkpoint={run_dir}", *asked]) == 0
+  assert "checkpoint_4 as a bundle" in capsys.readouterr().err
+  loaded = slm_jax.bundle.load(output)
+  assert loaded.manifest.step == 4
+  text = loaded.transcribe("slm_jax/assets/mini/sample.wav", max_new_tokens=8)
+  assert isinstance(text, str) and text
+  assert main(["export", f"--checkpoint={run_dir / 'checkpoint_3'}", *asked]) == 2
+  assert "no checkpoint_3" in capsys.readouterr().err
 
 
 def test_audio_that_is_altered_at_random_is_not_cached(run_dir, capsys):

@@ -7,7 +7,7 @@ with a leading layer axis.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from slm_jax.errors import UserError
 from slm_jax.interop import safetensors_folder
+from slm_jax.interop.config_record import config_from_record
 from slm_jax.interop.quantized_parameter import quantized
 from slm_jax.interop.safetensors_writer import write_tensors
 from slm_jax.interop.stored_parameter import StoredParameter
@@ -72,22 +73,9 @@ def read_encoder_config(path: str | Path) -> SpeechEncoderConfig:
     known = [f"{MODEL_TYPE_PREFIX}{name}" for name in FAMILIES]
     raise UserError(f"{file}: model_type is {kind!r}, expected one of {known}")
   try:
-    return _config_from(family.config, record)
+    return config_from_record(family.config, record)
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{file} does not describe a speech encoder: {error}") from error
-
-
-def _config_from(cls: type[Any], record: Mapping[str, Any]) -> Any:
-  """A config dataclass from JSON's objects and lists, nested ones included."""
-  hints, values = get_type_hints(cls), dict(record)
-  for name, value in record.items():
-    kinds = (hints.get(name), *get_args(hints.get(name)))
-    nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-    if isinstance(value, Mapping) and nested is not None:
-      values[name] = _config_from(nested, value)  # pyright: ignore[reportArgumentType]
-    elif isinstance(value, list):
-      values[name] = tuple(value)
-  return cls(**values)
 
 
 def abstract_params(config: SpeechEncoderConfig) -> dict:

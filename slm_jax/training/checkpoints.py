@@ -6,6 +6,7 @@ one. Frozen weights are not in it; their fingerprint is, and restoring over anot
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -177,13 +178,17 @@ def saved_info(checkpoint: epath.Path) -> dict:
 
 def check_base(checkpoint: epath.Path, fingerprints: dict[str, str]) -> None:
   """Raises UserError unless the folder `checkpoint` was trained over frozen parts of these fingerprints."""
-  saved = saved_info(checkpoint)["frozen"]
-  for part in sorted(saved.keys() | fingerprints.keys()):
-    trained_over, found = saved.get(part), fingerprints.get(part)
-    if found != trained_over:
+  check_fingerprints(str(checkpoint), saved_info(checkpoint)["frozen"], fingerprints)
+
+
+def check_fingerprints(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+  """Raises UserError, which calls the trained weights `what`, unless both name the same frozen parts."""
+  for part in sorted(expected.keys() | found.keys()):
+    trained_over, here = expected.get(part), found.get(part)
+    if here != trained_over:
       raise UserError(
-        f"{checkpoint} was trained over another {part}: its fingerprint is {trained_over}, the one loaded now is "
-        f"{found}; point the run at the base it was trained on"
+        f"{what} was trained over another {part}: its fingerprint is {trained_over}, the one loaded now is "
+        f"{here}; point the run at the base it was trained on"
       )
 
 

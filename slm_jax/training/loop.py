@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ from slm_jax.training.checkpoints import Batches, Checkpoints, check_run
 from slm_jax.training.compiled_steps import CompiledSteps
 from slm_jax.training.config import TrainConfig
 from slm_jax.training.frame_cache import CachedFrameBatches, open_frame_cache, without_encoder
+from slm_jax.training.frozen_frames import frame_count
 from slm_jax.training.held_out import HeldOutLoss
+from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.optimizer import learning_rate, make_optimizer
 from slm_jax.training.preemption import StopRequest
 from slm_jax.training.processes import ALONE, Processes, code_facts
-from slm_jax.training.progress import Progress
+from slm_jax.training.progress import Padding, Progress
 from slm_jax.training.recipes import Built
 from slm_jax.training.scalars import EVAL, ScalarWriter
 from slm_jax.training.step import TrainState, make_train_step
@@ -206,6 +209,7 @@ class _Run:
         batch_size=config.eval_dataset.batch_size,
         mesh=self._mesh,
       )
+    self._padding = Padding(_speech_positions(built))
     self._stop = StopRequest(processes)
 
   def to_the_end(self) -> TrainResult:
@@ -251,6 +255,7 @@ class _Run:
       metrics=metrics,
       example_ids=list(self._batches.example_ids),
       skipped_examples=sum(self._batches.skipped.values()),
+      padding=self._padding.count(arrays),
     )
 
   def _save(self, step: int) -> None:
@@ -279,6 +284,14 @@ def _check_audio(built: Built, config: TrainConfig) -> None:
       f'TASK_FEATURE_LENGTHS["audio"]={samples}: the speech encoder takes {built.max_samples} samples; '
       "shorten it"
     )
+
+
+def _speech_positions(built: Built) -> Callable[[int], int]:
+  """Samples → positions of the LM's encoder, 0 where no speech goes into an LM."""
+  objective = built.objective
+  if not isinstance(objective, SLMObjective):
+    return lambda samples: 0
+  return lambda samples: frame_count(objective.model, samples) if samples else 0
 
 
 def _whole(arrays: dict, batch_size: int) -> Batch:

@@ -2,6 +2,53 @@
 
 import sys
 import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+class Padding:
+  """Shares of padding in this process's rows since it started, of audio and of the LM's tokens.
+
+  The LM's positions are those of its encoder (speech after length reduction, instruction) and of its
+  decoder.
+  """
+
+  def __init__(self, speech_positions: Callable[[int], int] = lambda _: 0):
+    """`speech_positions`: samples → positions of the LM's encoder that this much speech takes."""
+    self._speech_positions = speech_positions
+    self._real, self._places = np.zeros(2), np.zeros(2)  # samples, tokens
+
+  def count(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Adds a batch by Batch's field names; returns `audio_padding`, `token_padding`, of what it has."""
+    rows = len(next(iter(arrays.values())))
+    if "audio" in arrays:
+      lengths = np.asarray(arrays["audio_lengths"])
+      longest = arrays["audio"].shape[1]
+      self._add(0, lengths.sum(), rows * longest)
+      speech = sum(self._speech_positions(int(length)) for length in lengths)
+      self._add(1, speech, rows * self._speech_positions(longest))
+    elif "speech_frames" in arrays:
+      frames = arrays["speech_frame_lengths"].sum(), rows * arrays["speech_frames"].shape[1]
+      self._add(0, *frames)
+      self._add(1, *frames)
+    if "encoder_input_tokens" in arrays:
+      tokens = arrays["encoder_input_tokens"]
+      self._add(1, int(np.count_nonzero(tokens)), tokens.size)
+    if "decoder_target_tokens" in arrays:
+      tokens = arrays["decoder_target_tokens"]
+      self._add(1, int(np.count_nonzero(tokens)), tokens.size)
+    shares = 1 - self._real / np.maximum(self._places, 1)
+    names = ("audio_padding", "token_padding")
+    return {
+      name: float(share)
+      for name, share, places in zip(names, shares, self._places, strict=True)
+      if places
+    }
+
+  def _add(self, kind: int, real: float, places: float) -> None:
+    self._real[kind] += real
+    self._places[kind] += places
 
 
 class Progress:
@@ -43,6 +90,13 @@ class Progress:
     parts.append(f"{speed['steps_per_second']:.2f} steps/s")
     if "audio_seconds_per_second" in speed:
       parts.append(f"{speed['audio_seconds_per_second']:.0f} s audio/s")
+    shares = [
+      f"{kind} {values[f'{kind}_padding']:.0%}"
+      for kind in ("audio", "token")
+      if f"{kind}_padding" in values
+    ]
+    if shares:
+      parts.append(f"padding {' '.join(shares)}")
     parts += [f"ETA {int(left // 60)}:{int(left % 60):02d}", f"skipped {skipped}"]
     self.note(", ".join(parts))
     self._shown_at, self._shown_step, self._audio_seconds = time.perf_counter(), step, 0.0

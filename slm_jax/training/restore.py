@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from slm_jax.batch import Batch
@@ -16,7 +17,7 @@ from slm_jax.models.slm import SLM
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.paths import run_folder
 from slm_jax.training import parameters
-from slm_jax.training.checkpoints import METRIC, check_base
+from slm_jax.training.checkpoints import METRIC, check_fingerprints, saved_info
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe
 
@@ -86,42 +87,88 @@ def load_speech_language_model(
     UserError: no such checkpoint, another base than it was trained on, or an adapter of another shape.
   """
   checkpoint = checkpoint_folder(model_dir, step)
+  model = assemble(
+    recipe,
+    restore_trained(checkpoint),
+    what=str(checkpoint),
+    fingerprints=saved_info(checkpoint)["frozen"],
+    max_samples=max_samples,
+    mesh=mesh,
+  )
+  return model, int(checkpoint.name.removeprefix(PREFIX))
+
+
+def assemble(
+  recipe: AdapterRecipe,
+  trained: dict,
+  *,
+  what: str,
+  fingerprints: dict[str, str] | None,
+  max_samples: int,
+  mesh: Mesh | None = None,
+) -> SpeechLanguageModel:
+  """Trained parameters between the recipe's bases.
+
+  Args:
+    recipe: of the model.
+    trained: nested, as host arrays.
+    what: how messages call them.
+    fingerprints: of the frozen parts that they were trained over; None if that has been checked.
+    max_samples: longest audio of one call.
+    mesh: over which the model is spread.
+
+  Raises:
+    UserError: a base that cannot be opened or is another, or parameters that are not the model's.
+  """
   built = recipe.build()
   if built.tokenizer is None:
     raise UserError(
       f"{recipe.language_model} has no spiece.model, without which there is no text; copy the "
       "SentencePiece model there"
     )
-  trained = restore_trained(checkpoint)
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
-  shardings = None if mesh is None else _shardings(built.objective, max_samples, mesh)
+  boxed = _boxed(built.objective)
+  _check_trained(trained, parameters.flatten(nn.unbox(boxed)), recipe.trainable, what)
+  shardings = None if mesh is None else parameters.flatten(parameter_shardings(boxed, mesh))
   loaded = parameters.flatten(built.loaded)
   for path in parameters.flatten(trained):
     loaded.pop(path, None)
   frozen = parameters.unflatten(place_all(loaded, shardings))
-  check_base(
-    checkpoint, {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
-  )
+  if fingerprints is not None:
+    found = {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
+    check_fingerprints(what, fingerprints, found)
   placed = place_all(parameters.flatten(trained), shardings)
   params = parameters.merge(parameters.unflatten(placed), frozen)
-  return (
-    SpeechLanguageModel(
-      model=model,
-      params=params,
-      tokenizer=built.tokenizer,
-      ctc_tokenizer=built.ctc_tokenizer,
-      max_samples=min(max_samples, built.max_samples or max_samples),
-      mesh=mesh,
-    ),
-    int(checkpoint.name.removeprefix(PREFIX)),
+  return SpeechLanguageModel(
+    model=model,
+    params=params,
+    tokenizer=built.tokenizer,
+    ctc_tokenizer=built.ctc_tokenizer,
+    max_samples=min(max_samples, built.max_samples or max_samples),
+    mesh=mesh,
   )
 
 
-def _shardings(objective: SLMObjective, max_samples: int, mesh: Mesh) -> dict:
-  """By path; shapes of parameters do not depend on the batch that the model is traced with."""
+def _boxed(objective: SLMObjective) -> dict:
+  """Shapes of all parameters, with their axes; they do not depend on the batch that the model is traced with."""
   batch = Batch.fake(
-    batch_size=1, num_samples=max_samples, prompt_length=1, target_length=1, vocab_size=4
+    batch_size=1, num_samples=16_000, prompt_length=1, target_length=1, vocab_size=4
   )
-  boxed = jax.eval_shape(objective.init, jax.random.key(0), batch)
-  return parameters.flatten(parameter_shardings(boxed, mesh))
+  return jax.eval_shape(objective.init, jax.random.key(0), batch)
+
+
+def _check_trained(trained: dict, shapes: dict, trainable: str, what: str) -> None:
+  """Raises UserError unless the parameters are those that the model trains, in its shapes."""
+  wanted = parameters.flatten(parameters.split(parameters.unflatten(shapes), trainable)[0])
+  found = parameters.flatten(trained)
+  for path in sorted(wanted.keys() | found.keys()):
+    if path not in found:
+      raise UserError(f"{what} has no {path}, which the model's config asks for")
+    if path not in wanted:
+      raise UserError(f"{what} has {path}, for which the model's config has no place")
+    if tuple(found[path].shape) != tuple(wanted[path].shape):
+      raise UserError(
+        f"{what}: {path} has the shape {tuple(found[path].shape)}, the model's config asks for "
+        f"{tuple(wanted[path].shape)}"
+      )

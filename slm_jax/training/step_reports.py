@@ -26,12 +26,14 @@ class FinishedStep:
     metrics: scalars by name.
     example_ids: of this process's rows of the batch.
     skipped_examples: left out so far.
+    padding: shares of padding so far, as of `progress.Padding`.
   """
 
   step: int
   metrics: dict
   example_ids: list[str]
   skipped_examples: int
+  padding: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class StepReports:
@@ -81,8 +83,8 @@ class StepReports:
         "skipped_examples": finished.skipped_examples,
         "skipped_steps": self.skipped_steps,
       }
-      self._writer.write(step, values | rest | speed)
-      self._progress.show(step, values, speed, finished.skipped_examples)
+      self._writer.write(step, values | rest | speed | finished.padding)
+      self._progress.show(step, values | finished.padding, speed, finished.skipped_examples)
 
   def _skip(self, finished: FinishedStep, values: dict[str, float]) -> None:
     parts = self._processes.gather(f"ids of step {finished.step}", finished.example_ids)

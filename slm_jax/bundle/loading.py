@@ -1,0 +1,182 @@
+"""A bundle over its bases, ready to answer."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from slm_jax.audio.files import SAMPLE_RATE, convert_samples, read_audio
+from slm_jax.bundle.manifest import WEIGHTS, Base, Manifest, read_manifest
+from slm_jax.errors import UserError
+from slm_jax.evaluation.generation import (
+  GenerationSettings,
+  hypothesise,
+  padded_length,
+  prompt_ids,
+)
+from slm_jax.interop.placement import place_all
+from slm_jax.interop.safetensors_file import SafetensorsFile
+from slm_jax.interop.stored_parameter import StoredParameter
+from slm_jax.models.speech_language_model import SpeechLanguageModel
+from slm_jax.training import parameters
+from slm_jax.training.checkpoints import check_fingerprints
+from slm_jax.training.recipes import AdapterRecipe, resolve_path
+from slm_jax.training.restore import assemble
+
+# A file, samples at 16 kHz (int16, or float in [-1, 1]), or samples and their rate.
+Audio = str | Path | np.ndarray | tuple[np.ndarray, int]
+
+
+def load(
+  path: str | Path,
+  *,
+  speech_encoder: str | None = None,
+  language_model: str | None = None,
+  frozen_dtype: str | None = None,
+  mesh: Mesh | None = None,
+) -> "Bundle":
+  """Reads a bundle and puts it between its bases.
+
+  Args:
+    path: folder that `slm_jax export` wrote.
+    speech_encoder, language_model: folders of the bases; None is where they were in training.
+    frozen_dtype: storage type of the bases, other than in training ("bfloat16", "int8"); the
+      fingerprint is still taken in the type of training.
+    mesh: over which the model is spread; None is the default device.
+
+  Raises:
+    UserError: no bundle, one that is damaged, other bases than it was trained over (with both
+      fingerprints), or weights that are not those of its config.
+  """
+  folder = Path(path)
+  manifest = read_manifest(folder)
+  paths = {
+    "speech_encoder": _found(speech_encoder, manifest.speech_encoder, "speech_encoder"),
+    "language_model": _found(language_model, manifest.language_model, "language_model"),
+  }
+  bases = {part: getattr(manifest, part).fingerprint for part in paths}
+  trained = _trained(folder)
+  as_trained = manifest.recipe(**paths)
+  recipe = manifest.recipe(**paths, frozen_dtype=frozen_dtype)
+  if recipe != as_trained:
+    _check_bases(folder, as_trained, bases)
+    bases = None
+  model = assemble(
+    recipe,
+    trained,
+    what=str(folder),
+    fingerprints=bases,
+    max_samples=manifest.max_samples,
+    mesh=mesh,
+  )
+  return Bundle(manifest, model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """A loaded bundle.
+
+  Attributes:
+    manifest: what it says of itself.
+    model: the whole model.
+  """
+
+  manifest: Manifest
+  model: SpeechLanguageModel
+
+  def generate(
+    self,
+    audio: Audio | Sequence[Audio],
+    instruction: str | None = None,
+    *,
+    max_new_tokens: int = 64,
+    num_beams: int = 1,
+    batch_size: int = 8,
+  ) -> str | list[str]:
+    """Answers an instruction about one recording, or about each of several.
+
+    Args:
+      audio: one recording or a list; longer than `max_samples` is cut at pauses.
+      instruction: None is the bundle's own.
+      max_new_tokens: longest answer to a piece, in tokens.
+      num_beams: 1 is greedy.
+      batch_size: pieces at a time; calls of one batch size and length of instruction share a
+        compiled program.
+
+    Returns:
+      The text, or the texts in order.
+
+    Raises:
+      UserError: audio that cannot be read or has no samples, or no instruction.
+    """
+    several = isinstance(audio, list)
+    recordings = audio if isinstance(audio, list) else [audio]
+    text = instruction if instruction is not None else self._instruction("default")
+    settings = GenerationSettings(
+      batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams
+    )
+    length = padded_length([len(prompt_ids(self.model.tokenizer, text))])
+    requests = ((_samples(one), text) for one in recordings)  # pyright: ignore[reportArgumentType]
+    found = [h.text for h in hypothesise(self.model, requests, settings, prompt_length=length)]
+    return found if several else found[0]
+
+  def transcribe(self, audio: Audio | Sequence[Audio], **options) -> str | list[str]:
+    """What was said; arguments as of `generate`."""
+    return self.generate(audio, self._instruction("transcribe"), **options)
+
+  def translate(self, audio: Audio | Sequence[Audio], *, target: str, **options) -> str | list[str]:
+    """What was said, in the language `target` (as the bundle's instruction names it: "German")."""
+    instruction = self._instruction("translate").replace("{target}", target)
+    return self.generate(audio, instruction, **options)
+
+  def _instruction(self, name: str) -> str:
+    instructions = self.manifest.instructions
+    if name not in instructions:
+      raise UserError(
+        f"the bundle has no instruction {name!r}, only {sorted(instructions)}; say what to do with "
+        "generate(audio, instruction)"
+      )
+    return instructions[name]
+
+
+def _found(given: str | None, base: Base, part: str) -> str:
+  name = given or base.name
+  if "://" not in name and not resolve_path(name).exists():
+    raise UserError(
+      f"the bundle's {part}: {name} does not exist; give {part}=FOLDER, a folder of the weights whose fingerprint is "
+      f"{base.fingerprint[:16]}"
+    )
+  return name
+
+
+def _trained(folder: Path) -> dict:
+  file = SafetensorsFile(folder / WEIGHTS)
+  return parameters.unflatten(
+    {
+      name.replace(".", "/"): np.asarray(
+        StoredParameter(shape=tensor.shape, dtype=np.dtype(np.float32), tensors=(tensor,))
+      )
+      for name, tensor in file.tensors.items()
+    }
+  )
+
+
+def _check_bases(folder: Path, recipe: AdapterRecipe, expected: dict[str, str]) -> None:
+  """Raises UserError unless the bases, in the type of training, are those of training."""
+  loaded = recipe.build().loaded
+  found = {}
+  for part in loaded:
+    placed = place_all(parameters.flatten({part: loaded[part]}), None)
+    found[part] = parameters.fingerprint(parameters.unflatten(placed))
+    del placed
+  check_fingerprints(str(folder), expected, found)
+
+
+def _samples(audio: Audio) -> np.ndarray:
+  """int16 [S] at 16 kHz."""
+  if isinstance(audio, str | Path):
+    return read_audio(str(audio))
+  samples, rate = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
+  return convert_samples(samples, rate, "audio")
