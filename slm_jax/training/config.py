@@ -24,7 +24,8 @@ class DatasetConfig:
   # Feature name -> longest length; audio in samples at 16 kHz, the rest in tokens.
   task_feature_lengths: dict[str, int]
   batch_size: int
-  # Declared shapes, growing, the last equal to task_feature_lengths; () pads every batch to the longest.
+  # Declared shapes; a row belongs to the first that holds it, the last is task_feature_lengths. () pads every batch to
+  # the longest.
   length_buckets: tuple[dict[str, int], ...] = ()
   split: str = "train"
   seed: int = 0
