@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,31 @@ def test_restored_position_continues_bit_for_bit(speech, tmp_path):
   assert resumed.skipped == at_save
   assert same(following, take(resumed, 15))
   assert resumed.skipped == run.skipped
+
+
+def bytes_read() -> int:
+  """By this process so far, from files and whatever else."""
+  return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def test_restoring_a_late_position_reads_no_more_than_an_early_one(speech, tmp_path):
+  def cost(step: int) -> tuple[int, int]:
+    folder = tmp_path / str(step)
+    folder.mkdir()
+    run = batches()
+    take(run, step)
+    run.save(str(folder))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    del run
+    resumed = batches()
+    before = bytes_read()
+    resumed.restore(str(folder))
+    next(resumed)
+    return bytes_read() - before, size
+
+  cost(1)  # what is loaded once
+  (early, early_size), (late, late_size) = cost(10), cost(200)  # one epoch is 12 steps
+  assert late < 1.5 * early and late_size < 1.5 * early_size
 
 
 def test_position_of_another_pipeline_is_refused(speech, tmp_path):

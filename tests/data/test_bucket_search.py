@@ -1,10 +1,18 @@
 """Shapes found for lengths: they hold what they were found for and leave little padding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from slm_jax.data import length_buckets
-from slm_jax.data.bucket_search import compare, padding, search, suggest
+from slm_jax.data import batches, length_buckets
+from slm_jax.data.bucket_search import (
+  POSITIONS_PER_SECOND,
+  compare,
+  padding,
+  search,
+  suggest,
+)
 from slm_jax.errors import UserError
 
 LENGTHS = {"audio": 480_000, "inputs": 16, "targets": 181}
@@ -47,6 +55,58 @@ def test_a_realistic_mix_of_examples_that_the_search_has_not_seen():
     before = found["buckets"]
   assert before["audio"] <= 0.08 and before["lm"] <= 0.18
   assert found["longest"]["lm"] > 0.7 and found["random"]["lm"] > 0.6
+
+
+class Rows:
+  """Stands for a share's stream: rows of the mix's lengths, of nothing."""
+
+  def __init__(self, provider, lengths, *, shard, seed, **unused):
+    self._sizes = iter(realistic_mix(20_000, 2 + 10 * seed + shard.index))
+    self.skipped = np.zeros(len(lengths), np.int64)
+
+  def __next__(self):
+    sizes = next(self._sizes)
+    row = {
+      "audio_lengths": np.asarray(sizes[0], np.int32),
+      "encoder_input_tokens": np.ones(sizes[1], np.int32),
+      "decoder_target_tokens": np.ones(sizes[2], np.int32),
+    }
+    return row, sizes
+
+
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_batches_have_the_padding_that_was_foretold(monkeypatch, num_shards):
+  provider = SimpleNamespace(output_features=dict.fromkeys(LENGTHS), name="mix")
+  monkeypatch.setattr(batches, "_provider", lambda *unused: provider)
+  monkeypatch.setattr(batches, "_contents", lambda *unused: {})
+  monkeypatch.setattr(batches, "ShareStream", Rows)
+  buckets = search(realistic_mix(4_000, 0), LENGTHS, 24)
+  run = batches.TrainBatches(
+    "mix", task_feature_lengths=LENGTHS, batch_size=32, num_shards=num_shards, buckets=buckets
+  )
+  shapes, sizes = [], []
+  for _ in range(300):
+    batch = next(run)
+    tokens = [batch[name] for name in ("encoder_input_tokens", "decoder_target_tokens")]
+    # Nothing but the shapes tells of the bucket, and audio has none here: the smallest that holds all.
+    longest = batch["audio_lengths"].max()
+    audio = min(
+      b["audio"]
+      for b in buckets
+      if (b["inputs"], b["targets"]) == tuple(x.shape[1] for x in tokens) and b["audio"] >= longest
+    )
+    shapes += [[audio, *(x.shape[1] for x in tokens)]] * 32
+    sizes += [
+      [length, *row]
+      for length, *row in zip(
+        batch["audio_lengths"], *(np.count_nonzero(x, axis=1) for x in tokens), strict=True
+      )
+    ]
+  found = padding(np.asarray(shapes), np.asarray(sizes), POSITIONS_PER_SECOND)
+  foretold = compare(realistic_mix(9_600, 2), buckets)["buckets"]
+  assert found["audio"] <= 0.08
+  for name in found:  # late rows that join longer batches cost a little
+    assert found[name] == pytest.approx(foretold[name], abs=0.02)
 
 
 def test_suggestion_is_gin_of_the_declared_features():
