@@ -1,5 +1,8 @@
 """The shipped vocabulary, and SeqIO registries with caches in a temporary folder."""
 
+import importlib
+import sys
+
 import pytest
 import seqio
 
@@ -20,3 +23,17 @@ def registry(monkeypatch, tmp_path):
   seqio.set_global_cache_dirs([str(tmp_path / "cache")])
   yield tmp_path / "cache"
   seqio.set_global_cache_dirs(before)
+
+
+@pytest.fixture
+def import_anew(registry, monkeypatch):
+  """Imports `tasks.NAME` as if nothing had before: earlier tests may have, by naming a task."""
+
+  def load(name: str):
+    monkeypatch.delitem(sys.modules, f"tasks.{name}", raising=False)
+    for kind in (seqio.TaskRegistry, seqio.MixtureRegistry):
+      for known in [known for known in kind._REGISTRY if known.startswith(name)]:
+        kind.remove(known)
+    return importlib.import_module(f"tasks.{name}")
+
+  return load

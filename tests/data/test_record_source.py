@@ -1,9 +1,7 @@
 """Recorded speech from tables: good records come through, bad ones are named, counted, bounded."""
 
-import importlib
 import json
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -250,10 +248,9 @@ def test_a_wording_that_is_no_plain_template_is_refused(wording):
     RecordSettings(instructions=(wording,))
 
 
-def test_digits_without_their_recordings_name_the_path(tmp_path, registry, monkeypatch):
+def test_digits_without_their_recordings_name_the_path(tmp_path, import_anew, monkeypatch):
   monkeypatch.setenv("SLM_JAX_SHARED_DATA", str(tmp_path))
-  monkeypatch.delitem(sys.modules, "tasks.digits", raising=False)
-  importlib.import_module("tasks.digits")
+  import_anew("digits")
   source = seqio.TaskRegistry.get("digits").source
   with pytest.raises(UserError, match=str(tmp_path / "fsdd" / "manifest.jsonl")):
     source.list_shards("train")

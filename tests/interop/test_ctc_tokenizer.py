@@ -107,7 +107,8 @@ def test_sentencepiece(tmp_path, tiny_tokenizer):
   ours = open_ctc_tokenizer(tmp_path)
   for _ in range(100):
     ids = RNG.integers(0, 64, RNG.integers(0, 12)).tolist()
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), ids
+    # A lone first space is kept by transformers and dropped by SentencePiece itself.
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True).lstrip(), ids
   assert ours.decode([64, 1000]) == ""
   assert ours.serialized_model_proto() == tiny_tokenizer.read_bytes()
 

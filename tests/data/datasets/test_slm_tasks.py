@@ -1,9 +1,7 @@
 """The paper's mixture and the one of many wordings: tasks, instructions, shares, and one example trained on."""
 
-import importlib
 import json
 import string
-import sys
 
 import numpy as np
 import pytest
@@ -21,10 +19,8 @@ MODULES = ("slm_paper", "slm_prompts")
 
 
 @pytest.fixture
-def tasks(registry, monkeypatch):
-  for name in MODULES:
-    monkeypatch.delitem(sys.modules, f"tasks.{name}", raising=False)
-  return {name: importlib.import_module(f"tasks.{name}") for name in MODULES}
+def tasks(import_anew):
+  return {name: import_anew(name) for name in MODULES}
 
 
 def test_pools_have_fifteen_wordings_and_the_papers_have_one():
