@@ -1,5 +1,6 @@
 """`Batch`: the only seam between the data and the model."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,21 @@ from flax import struct
 
 # Arrays are NumPy on the host and jax.Array on the device; None marks a field that a run does not use.
 ArrayLike = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LMRows:
+  """How examples share rows of the LM: each `examples` neighbours of a batch are one row.
+
+  Attributes:
+    examples: in a row.
+    inputs: positions of a row of the LM's encoder (speech and instruction).
+    targets: positions of a row of its decoder.
+  """
+
+  examples: int
+  inputs: int
+  targets: int
 
 
 @struct.dataclass
@@ -32,11 +48,14 @@ class Batch:
   decoder_target_tokens: ArrayLike | None = None
   # float32 [B, T], 1 where a target token counts in the loss, 0 on padding.
   decoder_loss_weights: ArrayLike | None = None
+  # Of the declared shape, known when a step is compiled; None gives each example a row of its own. What shares a row
+  # fits into it: whoever forms the batch sees to that.
+  lm_rows: LMRows | None = struct.field(pytree_node=False, default=None)
 
   @classmethod
-  def from_dict(cls, arrays: dict[str, ArrayLike]) -> "Batch":
-    """Builds a batch from named arrays; raises TypeError on a name that is not a field."""
-    return cls(**arrays)
+  def from_dict(cls, fields: dict[str, Any]) -> "Batch":
+    """Builds a batch from named fields; raises TypeError on a name that is not one."""
+    return cls(**fields)
 
   @property
   def size(self) -> int:

@@ -27,8 +27,11 @@ GIN = ["--gin_file=experiments/mini.gin"] + [
     "EVAL_TASKS=('tiny_asr', 'tiny_ast')",
     "EVAL_TASK_KINDS={'tiny_asr': 'transcription', 'tiny_ast': 'translation'}",
     "EVAL_BATCH_SIZE=4",
-    "BATCH_SIZE=8",
-    "DatasetConfig.length_buckets=()",
+    "BATCH_SIZE=16",
+    # Two examples share a row of the LM.
+    "DatasetConfig.length_buckets="
+    "({'audio': 64000, 'inputs': 12, 'targets': 28, 'lm_inputs': 100, 'lm_targets': 50},)",
+    "DatasetConfig.examples_per_lm_row=2",
     "DatasetConfig.cache_processes=1",
     "train.checkpoint_period=2",
     "train.log_period=1",

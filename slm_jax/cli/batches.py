@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
+from slm_jax.errors import UserError
 from slm_jax.training import sharding
 from slm_jax.training.checkpoints import Batches
-from slm_jax.training.config import DatasetConfig, FakeDatasetConfig, TrainConfig
+from slm_jax.training.config import DatasetConfig, FakeDatasetConfig, Recipe, TrainConfig
 from slm_jax.training.fake_batches import FakeBatches
 from slm_jax.training.processes import ALONE, Processes
+from slm_jax.training.recipes import AdapterRecipe
 
 
 def open_batches(
@@ -37,7 +40,8 @@ def _open(
   processes: Processes,
 ) -> Batches:
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(dataset.batch_size, mesh)
+  together = getattr(dataset, "examples_per_lm_row", 1)
+  sharding.check_batch_size(dataset.batch_size, mesh, examples_per_lm_row=together)
   rows, own_rows = sharding.process_rows(mesh, dataset.batch_size)
   if isinstance(dataset, FakeDatasetConfig):
     return FakeBatches(dataset, rows.tolist())
@@ -63,5 +67,18 @@ def _open(
     rows=rows.tolist(),
     own_rows=own_rows.tolist(),
     buckets=dataset.length_buckets,
+    examples_per_lm_row=together,
+    speech_positions=_speech_positions(config.model, together),
     gather=lambda value: processes.gather("length bucket", value),
   )
+
+
+def _speech_positions(recipe: Recipe, examples_per_lm_row: int) -> Callable[[int, int], int]:
+  if examples_per_lm_row == 1:
+    return lambda samples, longest: 0
+  if not isinstance(recipe, AdapterRecipe):
+    raise UserError(
+      f"DatasetConfig.examples_per_lm_row={examples_per_lm_row}: {type(recipe).__name__} has no LM that hears; "
+      "set it to 1"
+    )
+  return recipe.speech_positions()

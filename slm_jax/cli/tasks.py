@@ -51,6 +51,17 @@ def run(argv: list[str]) -> int:
     type=int,
     help="check: find so many shapes that leave least padding; the last is --task_feature_lengths",
   )
+  parser.add_argument(
+    "--examples_per_lm_row",
+    type=int,
+    default=1,
+    help="check: examples that share a row of the LM in --suggest_buckets",
+  )
+  parser.add_argument(
+    "--lm_positions_per_second",
+    type=float,
+    help="check: positions of the LM that speech takes (6.25: 25 frames of the encoder, stacked by 4)",
+  )
   parser.add_argument("--output", help="folder for what show and check write")
   parser.add_argument("--json", action="store_true", help="show, check: print JSON alone")
   flags, _ = parse(parser, argv)
@@ -60,6 +71,10 @@ def run(argv: list[str]) -> int:
     parser.error(f"--num_examples={flags.num_examples} must be at least 1")
   if flags.suggest_buckets is not None and flags.suggest_buckets < 1:
     parser.error(f"--suggest_buckets={flags.suggest_buckets} must be at least 1")
+  if flags.examples_per_lm_row < 1:
+    parser.error(f"--examples_per_lm_row={flags.examples_per_lm_row} must be at least 1")
+  if flags.lm_positions_per_second is not None and flags.lm_positions_per_second <= 0:
+    parser.error(f"--lm_positions_per_second={flags.lm_positions_per_second} must be above 0")
   if flags.suggest_buckets and not flags.task_feature_lengths:
     parser.error("--suggest_buckets needs --task_feature_lengths")
   from slm_jax.data import registry
@@ -173,10 +188,19 @@ def _readable(shown: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def _suggest(flags: argparse.Namespace, sizes: np.ndarray) -> str:
+  from slm_jax.data import bucket_search, packed_bucket_search
+
+  lengths, count = flags.task_feature_lengths[-1], flags.suggest_buckets
+  rate = flags.lm_positions_per_second or bucket_search.POSITIONS_PER_SECOND
+  if flags.examples_per_lm_row > 1:
+    return packed_bucket_search.suggest(sizes, lengths, count, flags.examples_per_lm_row, rate)
+  return bucket_search.suggest(sizes, lengths, count, rate)
+
+
 def _check(flags: argparse.Namespace) -> int:
   import seqio
 
-  from slm_jax.data.bucket_search import suggest
   from slm_jax.data.example_source import BAD_EXAMPLES
   from slm_jax.data.task_check import check_task
 
@@ -189,11 +213,7 @@ def _check(flags: argparse.Namespace) -> int:
   ]
   suggested = ""
   if flags.suggest_buckets:
-    suggested = suggest(
-      np.concatenate([np.zeros((0, 3), int), *sizes]),
-      flags.task_feature_lengths[-1],
-      flags.suggest_buckets,
-    )
+    suggested = _suggest(flags, np.concatenate([np.zeros((0, 3), int), *sizes]))
   if flags.output:
     folder = Path(flags.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from slm_jax.data import length_buckets
+from slm_jax.data import length_buckets, lm_rows
 from slm_jax.data.seqio_cache import MANIFEST
 from slm_jax.data.share_stream import ID, Exhausted, ShareStream, TooLong
-from slm_jax.data.waiting_rows import WaitingRows
+from slm_jax.data.waiting_rows import Arrange, WaitingRows
 from slm_jax.errors import UserError
 
 PIPELINE = "pipeline.json"
@@ -33,6 +33,9 @@ class TrainBatches:
   rows from share 0, and so on. Which process holds which rows changes nothing about them. A task's
   examples come round equally often, each time in another order; its shuffle buffer reaches across
   the ends of epochs.
+
+  Neighbours that share a row of the LM are chosen within a share. Where too few fit, rows of padding
+  fill the batch up.
 
   With buckets, all shares read equally many rows, which wait in a queue for each bucket, until some
   bucket has enough for a batch in every share (`length_buckets.choose`). No row waits for ever:
@@ -56,6 +59,8 @@ class TrainBatches:
     own_rows: Sequence[int] | None = None,
     use_cached: bool = True,
     buckets: length_buckets.Buckets = (),
+    examples_per_lm_row: int = 1,
+    speech_positions: lm_rows.SpeechPositions = lambda samples, longest: 0,
     gather: Callable[[Any], list] = lambda value: [value],
   ):
     """Opens the dataset; reads nothing yet.
@@ -76,6 +81,10 @@ class TrainBatches:
       buckets: declared lengths; a row belongs to the first that holds it. The last is equal to
         `task_feature_lengths`. Each batch has the lengths of one of them. None: every batch has the
         longest.
+      examples_per_lm_row: neighbours that share a row of the LM, a divisor of each share's rows in a
+        batch. If above 1, buckets say with `lm_inputs` and `lm_targets` how long such a row is.
+      speech_positions: (samples, samples of the batch's longest) -> positions of the LM's encoder that
+        this much speech takes at most.
       gather: this process's JSON-ready value -> those of all processes, whose next batch it waits
         for; called with buckets and several shares only.
 
@@ -91,16 +100,28 @@ class TrainBatches:
         f"TASK_FEATURE_LENGTHS names {unknown}; {mixture_or_task_name} has the features "
         f"{sorted(provider.output_features)}"
       )
+    # All in one order of names, that of the rows' sizes.
+    shapes = [
+      {name: size for name, size in bucket.items() if name not in lm_rows.LM_LENGTHS}
+      for bucket in buckets
+    ]
     try:
-      length_buckets.check(buckets, lengths)
+      length_buckets.check(shapes, lengths)
+      lm_rows.check(buckets, examples_per_lm_row, speech_positions)
     except ValueError as error:
       raise UserError(f"{mixture_or_task_name}: {error}") from error
-    if batch_size % num_shards:
-      raise UserError(f"BATCH_SIZE={batch_size} is not a multiple of num_shards={num_shards}")
-    # All in one order of names, that of the rows' sizes.
+    if batch_size % (num_shards * examples_per_lm_row):
+      raise UserError(
+        f"BATCH_SIZE={batch_size} is not a multiple of num_shards={num_shards} x "
+        f"examples_per_lm_row={examples_per_lm_row}"
+      )
     self._buckets = [
-      {name: int(bucket[name]) for name in lengths} for bucket in buckets or [lengths]
+      {name: int(bucket[name]) for name in lengths} for bucket in shapes or [lengths]
     ]
+    self._lm_rows = [lm_rows.lm_rows_of(bucket, examples_per_lm_row) for bucket in buckets] or [
+      None
+    ]
+    self._speech_positions = speech_positions
     self._gather = gather if num_shards > 1 and len(self._buckets) > 1 else lambda value: [value]
     self._pipeline = {
       "format": _FORMAT,
@@ -112,6 +133,8 @@ class TrainBatches:
       "num_shards": num_shards,
       "buckets": [dict(bucket) for bucket in buckets],
     }
+    if examples_per_lm_row > 1:
+      self._pipeline["examples_per_lm_row"] = examples_per_lm_row
     share = batch_size // num_shards
     wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
     own = wanted if own_rows is None else np.asarray(own_rows)
@@ -134,6 +157,10 @@ class TrainBatches:
       for shard in shards
     }
     self._share_rows = share
+    # Examples of a bucket that wait before its batch is formed.
+    self._enough = share
+    if examples_per_lm_row > 1:
+      self._enough += lm_rows.CHOICE * examples_per_lm_row
     self._patience = PATIENCE * len(self._buckets) * share
     self._waiting = {shard: WaitingRows(self._buckets) for shard in shards}
     # Rows that wait [shares, buckets], of all processes' shares, while that is known.
@@ -144,8 +171,8 @@ class TrainBatches:
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
 
-  def __next__(self) -> dict[str, np.ndarray]:
-    """Batch's field name → array [number of `rows`, …].
+  def __next__(self) -> dict[str, Any]:
+    """Batch's field name → array [number of `rows`, …], and `lm_rows` where examples share them.
 
     Raises:
       UserError: far too many examples in a row are longer than `task_feature_lengths` allows.
@@ -154,16 +181,34 @@ class TrainBatches:
     rows = [
       row
       for waiting in self._waiting.values()
-      for row in waiting.take(bucket, self._share_rows, self._patience)
+      for row in waiting.take(bucket, self._share_rows, self._patience, self._arrange(bucket))
     ]
-    ids = [row.pop(ID, None) for row in rows]
+    ids = [None if row is None else row.pop(ID, None) for row in rows]
     rows, ids = [rows[i] for i in self._places], [ids[i] for i in self._places]
     self.example_ids = [
       name.tobytes().decode()
       for name, own in zip(ids, self._own, strict=True)
       if own and name is not None
     ]
-    return length_buckets.join(rows, self._buckets[bucket])
+    joined: dict[str, Any] = length_buckets.join(rows, self._buckets[bucket])
+    if (shared := self._lm_rows[bucket]) is not None:
+      joined["lm_rows"] = shared
+    return joined
+
+  def _arrange(self, bucket: int) -> Arrange | None:
+    """Chooses what shares rows of the LM."""
+    shared = self._lm_rows[bucket]
+    if shared is None:
+      return None
+    limits, num_rows = (shared.inputs, shared.targets), self._share_rows // shared.examples
+
+    def arrange(rows: list[length_buckets.Row]) -> list[int | None]:
+      sizes = [
+        lm_rows.positions(row, self._buckets[bucket], self._speech_positions) for row in rows
+      ]
+      return lm_rows.fill(np.asarray(sizes), limits, shared.examples, num_rows)
+
+    return arrange
 
   def _next_bucket(self) -> int:
     """Reads until a batch can be filled; the same on all processes."""
@@ -179,11 +224,10 @@ class TrainBatches:
         late = oldest.max() > self._patience
       else:
         oldest = np.zeros_like(counts)  # nothing was late, and nothing was read since
-      bucket = length_buckets.choose(
-        counts, oldest, self._buckets, self._share_rows, self._patience
-      )
+      bucket = length_buckets.choose(counts, oldest, self._buckets, self._enough, self._patience)
       if bucket is not None:
-        if late:  # which buckets its rows come from differs by share
+        # Which buckets late rows come from differs by share, and how many share rows of the LM.
+        if late or self._lm_rows[bucket] is not None:
           self._counts = None
         else:
           self._counts = counts.copy()

@@ -65,18 +65,24 @@ def cut_to_size(row: dict[str, tf.Tensor], sizes: tf.Tensor, names: Sequence[str
   return cut
 
 
-def join(rows: Sequence[Row], bucket: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """Field name → array [number of rows, …], padded with 0 to a bucket that holds all rows."""
+def join(rows: Sequence[Row | None], bucket: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """Field name → array [number of rows, …], padded with 0 to a bucket that holds all rows.
+
+  None is a row of nothing but padding; not all rows are.
+  """
   cut = {field: bucket[name] for name in bucket for field in MODEL_FEATURES[name]}
   joined = {}
-  for field, first in rows[0].items():
-    if field not in cut:
-      joined[field] = np.stack([row[field] for row in rows])
-      continue
-    joined[field] = np.zeros((len(rows), cut[field]), first.dtype)
-    for place, row in zip(joined[field], rows, strict=True):
-      part = row[field][: cut[field]]
-      place[: len(part)] = part
+  for field, first in next(row for row in rows if row is not None).items():
+    shape = (cut[field],) if field in cut else first.shape
+    joined[field] = np.zeros((len(rows), *shape), first.dtype)
+    for i, row in enumerate(rows):
+      if row is None:
+        continue
+      if field in cut:
+        part = row[field][: cut[field]]
+        joined[field][i, : len(part)] = part
+      else:
+        joined[field][i] = row[field]
   return joined
 
 

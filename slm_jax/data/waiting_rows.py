@@ -1,5 +1,6 @@
 """Rows of one share that wait until a batch of their bucket is full."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from slm_jax.data import length_buckets
 from slm_jax.data.length_buckets import Buckets, Row
+
+Arrange = Callable[[list[Row]], list[int | None]]
 
 _FILE = "waiting.npz"
 _NUMBERS, _BUCKETS, _READ = "numbers", "buckets", "read"
@@ -39,22 +42,32 @@ class WaitingRows:
     """Rows read since each bucket's oldest was, -1 for an empty bucket."""
     return [self.read - queue[0][0] if queue else -1 for queue in self._queues]
 
-  def take(self, bucket: int, count: int, patience: int) -> list[Row]:
+  def take(
+    self, bucket: int, count: int, patience: int, arrange: Arrange | None = None
+  ) -> list[Row | None]:
     """Removes rows that fit into a bucket: late ones, then its own, then the next smaller buckets'.
 
     Args:
       bucket: its index; it and those that fit into it hold at least `count` rows.
       count: how many.
       patience: rows read since a late one are more.
+      arrange: chooses among the late and the bucket's own, and smaller ones if these are less than
+        `count`: rows, the first to go first -> `count` of their indices, or None for no row. None
+        takes the first.
     """
-    held = [
+    held = sorted(
       (self.read - number <= patience, -i, number, place)
       for i, queue in enumerate(self._queues)
       if length_buckets.holds(self._buckets[bucket], self._buckets[i])
       for place, (number, _) in enumerate(queue)
-    ]
-    taken = sorted(held)[:count]
-    rows = [self._queues[-i][place][1] for _, i, _, place in taken]
+    )
+    chosen: list[int | None] = list(range(count))
+    if arrange is not None:
+      first = sum(1 for waits, i, _, _ in held if not waits or -i == bucket)
+      held = held[: max(count, first)]
+      chosen = arrange([self._queues[-i][place][1] for _, i, _, place in held])
+    rows = [None if k is None else self._queues[-held[k][1]][held[k][3]][1] for k in chosen]
+    taken = [held[k] for k in chosen if k is not None]
     for _, i, _, place in sorted(taken, key=lambda t: -t[3]):
       del self._queues[-i][place]
     return rows

@@ -9,10 +9,10 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from slm_jax.batch import Batch
+from slm_jax.batch import Batch, LMRows
 from slm_jax.models.partitioning import parameter_shardings
 from slm_jax.training import parameters
-from slm_jax.training.config import TrainConfig
+from slm_jax.training.config import DatasetConfig, TrainConfig
 from slm_jax.training.frame_cache import without_encoder
 from slm_jax.training.frozen_frames import check_cacheable
 from slm_jax.training.objectives import SLMObjective
@@ -80,9 +80,14 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> AbstractRun:
     UserError: the batch does not divide over the mesh, or a base cannot be opened.
   """
   dataset = config.train_dataset
-  check_batch_size(dataset.batch_size, mesh, config.num_microbatches)
+  together = getattr(dataset, "examples_per_lm_row", 1)
+  check_batch_size(dataset.batch_size, mesh, config.num_microbatches, together)
   built = config.model.build()
   batch = abstract_batch(dataset.task_feature_lengths, dataset.batch_size, mesh)
+  if isinstance(dataset, DatasetConfig) and together > 1:
+    longest = dataset.length_buckets[-1]
+    rows = LMRows(together, longest["lm_inputs"], longest["lm_targets"])
+    batch = dataclasses.replace(batch, lm_rows=rows)
   if config.frame_cache is not None:
     check_cacheable(config.model)
     batch, built = _cached_frames(batch, built), without_encoder(built)

@@ -104,15 +104,18 @@ def positions(run: AbstractRun) -> dict[str, int]:
     rows, samples = batch.audio.shape
     frames = config.speech_encoder.num_frames(samples)
     reduced = reduction.output_length(frames)
-  source = reduced + batch.encoder_input_tokens.shape[1]  # pyright: ignore
-  target = batch.decoder_input_tokens.shape[1]  # pyright: ignore
+  if (shared := batch.lm_rows) is None:
+    source = rows * (reduced + batch.encoder_input_tokens.shape[1])  # pyright: ignore
+    target = rows * batch.decoder_input_tokens.shape[1]  # pyright: ignore
+  else:
+    source, target = (rows // shared.examples * n for n in (shared.inputs, shared.targets))
   return {
     "speech_encoder": rows * frames,
     "adapter": rows * reduced,
-    "encoder": rows * source,
-    "memory": rows * source,
-    "decoder": rows * target,
-    "head": rows * target,
+    "encoder": source,
+    "memory": source,
+    "decoder": target,
+    "head": target,
   }
 
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.models.adapter import Adapter, AdapterConfig
 from slm_jax.models.quantization import Kernel, multiply_to_float32
+from slm_jax.models.row_packing import pack_rows
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
 from slm_jax.models.speech_encoders.families import make_speech_encoder
 from slm_jax.models.t5 import T5, T5Config
@@ -110,17 +111,46 @@ class SLM(nn.Module):
     return self.join_inputs(frames, mask, prompt, train=train)
 
   def decode(self, batch: Batch, *, train: bool = False) -> tuple[jax.Array, Kernel]:
-    """Teacher-forced ([B, T, D], kernel [D, V]), whose product is the logits.
+    """Teacher-forced ([R, T, D], kernel [D, V]), whose product is the logits of `decoder_targets(batch)`.
 
     The batch has audio, or `frozen_frames` of it; then the speech encoder has no part in it. `train` turns on the
     adapter's dropout and the encoder's SpecAugment; the frozen LM never drops out.
     """
-    assert batch.decoder_input_tokens is not None
+    tokens, rows, lm = batch.decoder_input_tokens, batch.lm_rows, self.language_model
+    assert tokens is not None
     embeddings, mask = self._inputs(batch, train=train)
-    memory = self.language_model.encode(embeddings, mask)
-    hidden = self.language_model.decode(memory, mask, batch.decoder_input_tokens)
-    return self.language_model.output_projection(hidden)
+    if rows is None:
+      hidden = lm.decode(lm.encode(embeddings, mask), mask, tokens)
+    else:
+      embeddings, segments = pack_rows(embeddings, mask, rows.examples, rows.inputs)
+      tokens, decoder_segments = pack_rows(tokens, _real(batch), rows.examples, rows.targets)
+      mask = segments > 0
+      memory = lm.encode(embeddings, mask, segment_ids=segments)
+      hidden = lm.decode(
+        memory, mask, tokens, segment_ids=segments, decoder_segment_ids=decoder_segments
+      )
+    return lm.output_projection(hidden)
 
   def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-    """Teacher-forced logits [B, T, V], fp32; `train` as in `decode`."""
+    """Teacher-forced logits [R, T, V], fp32; `train` as in `decode`."""
     return multiply_to_float32(*self.decode(batch, train=train))
+
+
+def decoder_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """(target tokens int32 [R, T], their weights fp32 [R, T]) in the rows that the LM has them in.
+
+  R and T are the batch's own without `lm_rows`, else of the rows that examples share.
+  """
+  targets, weights, rows = batch.decoder_target_tokens, batch.decoder_loss_weights, batch.lm_rows
+  assert targets is not None and weights is not None
+  if rows is None:
+    return targets, weights
+  targets, weights = (
+    pack_rows(x, _real(batch), rows.examples, rows.targets)[0] for x in (targets, weights)
+  )
+  return targets, weights
+
+
+def _real(batch: Batch) -> jax.Array:
+  assert batch.decoder_target_tokens is not None
+  return batch.decoder_target_tokens != 0

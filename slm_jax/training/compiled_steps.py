@@ -32,9 +32,10 @@ class CompiledSteps:
 
   def __call__(self, state: TrainState, frozen: dict, batch: Batch):
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-    if shapes not in self._compiled:
-      self._compiled[shapes] = self._compile(shapes, state, frozen, batch)
-    return self._compiled[shapes](state, frozen, batch)
+    key = shapes, batch.lm_rows
+    if key not in self._compiled:
+      self._compiled[key] = self._compile(shapes, state, frozen, batch)
+    return self._compiled[key](state, frozen, batch)
 
   def _compile(self, shapes: tuple, state: TrainState, frozen: dict, batch: Batch) -> Callable:
     if len(self._compiled) == self._max_shapes:

@@ -27,6 +27,9 @@ class DatasetConfig:
   # Declared shapes; a row belongs to the first that holds it, the last is task_feature_lengths. () pads every batch to
   # the longest.
   length_buckets: tuple[dict[str, int], ...] = ()
+  # Neighbours in a batch that share a row of the LM, so that less of the LM's work is padding. Above 1 each of
+  # length_buckets says, as lm_inputs and lm_targets, how long a row is: speech and instructions, and targets.
+  examples_per_lm_row: int = 1
   split: str = "train"
   seed: int = 0
   # Disjoint shares that the rows of a batch come from, in equal numbers. Each process reads those that its rows come
@@ -41,6 +44,22 @@ class DatasetConfig:
     if self.num_shards < 1 or self.batch_size % self.num_shards:
       raise ValueError(
         f"num_shards={self.num_shards}: expected a divisor of batch_size={self.batch_size}"
+      )
+    share = self.batch_size // self.num_shards
+    if self.examples_per_lm_row < 1 or share % self.examples_per_lm_row:
+      raise ValueError(
+        f"examples_per_lm_row={self.examples_per_lm_row}: expected a divisor of the {share} rows that each share has "
+        "in a batch"
+      )
+    for bucket in self.length_buckets:
+      if (self.examples_per_lm_row > 1) != ({"lm_inputs", "lm_targets"} <= set(bucket)):
+        raise ValueError(
+          f"length_buckets: {bucket}: lm_inputs and lm_targets belong to examples_per_lm_row above 1, which "
+          f"needs both of each bucket; it is {self.examples_per_lm_row}"
+        )
+    if self.examples_per_lm_row > 1 and not self.length_buckets:
+      raise ValueError(
+        f"examples_per_lm_row={self.examples_per_lm_row} needs length_buckets with lm_inputs and lm_targets"
       )
     if any(length < 1 for length in self.task_feature_lengths.values()):
       raise ValueError(

@@ -111,17 +111,18 @@ class CachedFrameBatches:
     """
     arrays = dict(next(self._batches))
     audio, lengths = arrays.pop("audio"), arrays["audio_lengths"]
-    keys = [audio_key(row[:length]) for row, length in zip(audio, lengths, strict=True)]
+    heard = np.flatnonzero(lengths)  # the others are rows of padding
+    keys = [audio_key(audio[i][: lengths[i]]) for i in heard]
     try:
       rows = self._cache.store.read(keys)
     except KeyError as error:
       raise UserError(self._missing(keys.index(error.args[0]))) from error
     size = frame_count(self._model, audio.shape[1])
-    rows = [row[:size] for row in rows]
-    frames = np.zeros((len(rows), size, rows[0].shape[1]), rows[0].dtype)
-    for place, row in zip(frames, rows, strict=True):
-      place[: len(row)] = row
-    counts = np.asarray([len(row) for row in rows], np.int32)
+    frames = np.zeros((len(audio), size, rows[0].shape[1]), rows[0].dtype)
+    counts = np.zeros(len(audio), np.int32)
+    for i, row in zip(heard, rows, strict=True):
+      counts[i] = min(len(row), size)
+      frames[i, : counts[i]] = row[:size]
     return arrays | {"speech_frames": frames, "speech_frame_lengths": counts}
 
   def _missing(self, row: int) -> str:

@@ -124,7 +124,8 @@ class _Run:
     self._config, self._processes = config, processes
     self._mesh = sharding.make_mesh(config.mesh)
     self._batch_size = config.train_dataset.batch_size
-    sharding.check_batch_size(self._batch_size, self._mesh, config.num_microbatches)
+    together = getattr(config.train_dataset, "examples_per_lm_row", 1)
+    sharding.check_batch_size(self._batch_size, self._mesh, config.num_microbatches, together)
     self._model_dir = run_folder(config.model_dir)
     # Before weights are read, which may take long.
     facts = describe(config) | code_facts() | batches.facts

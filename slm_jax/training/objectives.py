@@ -15,7 +15,7 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.models.best_rq import BestRQ
 from slm_jax.models.ctc import ctc_loss
-from slm_jax.models.slm import SLM
+from slm_jax.models.slm import SLM, decoder_targets
 from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5
 from slm_jax.training.character_targets import character_labels
@@ -47,8 +47,7 @@ def _rngs(rng: jax.Array) -> dict[str, jax.Array]:
 def _token_sums(
   batch: Batch, hidden: jax.Array, kernel: jax.Array, *, z_loss: float, chunk: int
 ) -> Sums:
-  targets, weights = batch.decoder_target_tokens, batch.decoder_loss_weights
-  assert targets is not None and weights is not None
+  targets, weights = decoder_targets(batch)
   loss, correct = vocabulary_cross_entropy(
     hidden, kernel, targets, weights, z_loss=z_loss, chunk=chunk
   )

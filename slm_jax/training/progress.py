@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,25 +20,27 @@ class Padding:
     self._speech_positions = speech_positions
     self._real, self._places = np.zeros(2), np.zeros(2)  # samples, tokens
 
-  def count(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+  def count(self, arrays: Mapping[str, Any]) -> dict[str, float]:
     """Adds a batch by Batch's field names; returns `audio_padding`, `token_padding`, of what it has."""
-    rows = len(next(iter(arrays.values())))
+    real, places = 0, 0  # of the LM
     if "audio" in arrays:
       lengths = np.asarray(arrays["audio_lengths"])
-      longest = arrays["audio"].shape[1]
+      rows, longest = arrays["audio"].shape
       self._add(0, lengths.sum(), rows * longest)
-      speech = sum(self._speech_positions(int(length)) for length in lengths)
-      self._add(1, speech, rows * self._speech_positions(longest))
+      real += sum(self._speech_positions(int(length)) for length in lengths)
+      places += rows * self._speech_positions(longest)
     elif "speech_frames" in arrays:
-      frames = arrays["speech_frame_lengths"].sum(), rows * arrays["speech_frames"].shape[1]
-      self._add(0, *frames)
-      self._add(1, *frames)
-    if "encoder_input_tokens" in arrays:
-      tokens = arrays["encoder_input_tokens"]
-      self._add(1, int(np.count_nonzero(tokens)), tokens.size)
-    if "decoder_target_tokens" in arrays:
-      tokens = arrays["decoder_target_tokens"]
-      self._add(1, int(np.count_nonzero(tokens)), tokens.size)
+      frames, size = arrays["speech_frame_lengths"], arrays["speech_frames"].shape[1]
+      self._add(0, frames.sum(), len(frames) * size)
+      real, places = real + int(frames.sum()), places + len(frames) * size
+    for name in ("encoder_input_tokens", "decoder_target_tokens"):
+      if name in arrays:
+        real += int(np.count_nonzero(arrays[name]))
+        places += arrays[name].size
+    if (shared := arrays.get("lm_rows")) is not None:
+      rows = len(arrays["decoder_target_tokens"]) // shared.examples
+      places = rows * (shared.inputs + shared.targets)
+    self._add(1, real, places)
     shares = 1 - self._real / np.maximum(self._places, 1)
     names = ("audio_padding", "token_padding")
     return {

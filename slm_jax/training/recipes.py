@@ -14,6 +14,7 @@ from slm_jax.errors import UserError
 from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.best_rq import BestRQ, BestRQConfig
 from slm_jax.models.conformer import ConformerConfig
+from slm_jax.models.length_reduction import CTC_KINDS
 from slm_jax.models.slm import SLM, SLMConfig
 from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5, T5Config
@@ -97,6 +98,19 @@ class AdapterRecipe:
       _check_one_of(name, getattr(self, name), COMPUTE_TYPES)
     _check_one_of("language_model_remat", self.language_model_remat, REMAT_POLICIES)
     _check_chunk(self.loss_chunk)
+
+  def speech_positions(self) -> Callable[[int, int], int]:
+    """(samples, samples of the batch's longest) -> positions of the LM's encoder that this much speech
+    takes at most. Reads no weights."""
+    encoder, reduction = _open_encoder(self).config, self.adapter.length_reduction
+
+    def most(samples: int, longest: int) -> int:
+      frames = encoder.num_frames(samples)
+      if reduction.kind in CTC_KINDS:  # may keep all, as far as there is room
+        return min(frames, reduction.output_length(encoder.num_frames(longest)))
+      return reduction.output_length(frames)
+
+    return most
 
   def build(self) -> Built:
     encoder, lm = _open_encoder(self), _open_language_model(self)

@@ -79,13 +79,16 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> None:
-  """Raises UserError unless every microbatch splits evenly over the mesh."""
-  shards = batch_shards(mesh) * num_microbatches
+def check_batch_size(
+  batch_size: int, mesh: Mesh, num_microbatches: int = 1, examples_per_lm_row: int = 1
+) -> None:
+  """Raises UserError unless every microbatch splits evenly over the mesh, in whole rows of the LM."""
+  shards = batch_shards(mesh) * num_microbatches * examples_per_lm_row
   if batch_size % shards:
+    together = f" x {examples_per_lm_row} examples in a row of the LM" * (examples_per_lm_row > 1)
     raise UserError(
       f"BATCH_SIZE={batch_size} is not a multiple of {shards} (mesh data {mesh.shape['data']} x fsdp "
-      f"{mesh.shape['fsdp']} x {num_microbatches} microbatches); change BATCH_SIZE or the mesh"
+      f"{mesh.shape['fsdp']} x {num_microbatches} microbatches{together}); change BATCH_SIZE or the mesh"
     )
 
 

@@ -32,8 +32,14 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, seed: int)
 
 
 def _split_batch(batch: Batch, count: int) -> Batch:
-  """[B, ...] -> [count, B / count, ...]; microbatch i takes every count-th row, so that shards stay in place."""
-  return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+  """[B, ...] -> [count, B / count, ...]; microbatch i takes every count-th row of the LM: shards stay in place."""
+  together = batch.lm_rows.examples if batch.lm_rows else 1
+
+  def split(x: jax.Array) -> jax.Array:
+    rows = x.reshape(-1, count, together, *x.shape[1:]).swapaxes(0, 1)
+    return rows.reshape(count, -1, *x.shape[1:])
+
+  return jax.tree.map(split, batch)
 
 
 def _on_device(x: jax.Array) -> jax.Array:

@@ -159,6 +159,13 @@ def test_buckets_are_suggested_as_gin(checkout, capsys):
   text = capsys.readouterr().out
   assert "DatasetConfig.length_buckets = (\n    {'audio': 12800, " in text
   assert "0.0%" in text and "these 2 shapes" in text
+  shared = ("--examples_per_lm_row=4", "--lm_positions_per_second=10")
+  assert tasks("check", "cli_good", "--suggest_buckets=2", *longest, *shared) == 0
+  text = capsys.readouterr().out
+  assert (
+    "DatasetConfig.examples_per_lm_row = 4\nDatasetConfig.length_buckets = (\n    {'audio'" in text
+  )
+  assert "'lm_inputs'" in text
   assert tasks("check", "cli_good", "--suggest_buckets=2") == 2
   assert "--suggest_buckets needs --task_feature_lengths" in capsys.readouterr().err
 

@@ -177,14 +177,45 @@ class Meeting:
     return everyone
 
 
-def test_rows_are_the_same_whoever_reads_them(speech, tmp_path):
+# Two examples in a row of the LM, each second of speech four positions; the shorter are not all two to a row.
+SHARED = {
+  "buckets": (
+    {**BUCKETS[0], "targets": 20, "lm_inputs": 18, "lm_targets": 20},
+    {**LENGTHS, "lm_inputs": 26, "lm_targets": 30},
+  ),
+  "examples_per_lm_row": 2,
+  "speech_positions": lambda samples, longest: -(-samples // 4_000),
+}
+
+
+def test_examples_that_share_rows_of_the_lm_fit_into_them(speech):
+  run = batches(batch_size=8, **SHARED)
+  used = 0
+  for _ in range(30):
+    batch = next(run)
+    shared = batch["lm_rows"]
+    texts = [batch[name] for name in ("encoder_input_tokens", "decoder_target_tokens")]
+    inputs, targets = (np.count_nonzero(x, axis=1) for x in texts)
+    inputs = inputs + -(-batch["audio_lengths"] // 4_000)
+    assert inputs.reshape(4, 2).sum(axis=1).max() <= shared.inputs
+    assert targets.reshape(4, 2).sum(axis=1).max() <= shared.targets
+    used += np.count_nonzero(targets)
+    empty = targets == 0
+    assert not inputs[empty].any() and not batch["audio"][empty].any()
+    assert len(run.example_ids) == 8 - empty.sum()
+  assert 200 < used < 240  # some rows of padding
+  small = ({**SHARED["buckets"][1], "lm_targets": 27},)
+  with pytest.raises(UserError, match="lm_targets=27 of .*: expected 28, .* to 56"):
+    batches(batch_size=8, **{**SHARED, "buckets": small})
+
+
+@pytest.mark.parametrize("shapes", [{"buckets": BUCKETS}, SHARED], ids=["own rows", "shared rows"])
+def test_rows_are_the_same_whoever_reads_them(speech, tmp_path, shapes):
   """Two processes' rows, of which two are on both, are one process's; so they are from a position that
   one process has saved, and one's from theirs."""
 
   def read(rows=None, own_rows=None, **kwargs):
-    return batches(
-      batch_size=8, num_shards=4, rows=rows, own_rows=own_rows, buckets=BUCKETS, **kwargs
-    )
+    return batches(batch_size=8, num_shards=4, rows=rows, own_rows=own_rows, **shapes, **kwargs)
 
   parts = [range(5), range(3, 8)], [range(5), range(5, 8)]
   meeting = Meeting(2)
@@ -202,10 +233,12 @@ def test_rows_are_the_same_whoever_reads_them(speech, tmp_path):
         both = list(threads.map(next, processes))
       ids = []
       for rows, process, part in zip(parts[0], processes, both, strict=True):
-        for name, value in batch.items():
-          np.testing.assert_array_equal(part[name], value[list(rows)])
+        assert part.pop("lm_rows", None) == batch.get("lm_rows")
+        for name in part:
+          np.testing.assert_array_equal(part[name], batch[name][list(rows)])
         ids += process.example_ids
-      assert ids == whole.example_ids and len(ids) == 8
+      assert ids == whole.example_ids
+      assert len(ids) == np.count_nonzero(batch["audio_lengths"]) > 0
 
   whole, processes = read(), pair()
 

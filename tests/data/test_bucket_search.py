@@ -1,11 +1,12 @@
 """Shapes found for lengths: they hold what they were found for and leave little padding."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from slm_jax.data import batches, length_buckets
+from slm_jax.data import batches, length_buckets, packed_bucket_search
 from slm_jax.data.bucket_search import (
   POSITIONS_PER_SECOND,
   compare,
@@ -16,6 +17,7 @@ from slm_jax.data.bucket_search import (
 from slm_jax.errors import UserError
 
 LENGTHS = {"audio": 480_000, "inputs": 16, "targets": 181}
+PROVIDER = SimpleNamespace(output_features=dict.fromkeys(LENGTHS), name="mix")
 
 
 def realistic_mix(count, seed):
@@ -76,8 +78,7 @@ class Rows:
 
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_batches_have_the_padding_that_was_foretold(monkeypatch, num_shards):
-  provider = SimpleNamespace(output_features=dict.fromkeys(LENGTHS), name="mix")
-  monkeypatch.setattr(batches, "_provider", lambda *unused: provider)
+  monkeypatch.setattr(batches, "_provider", lambda *unused: PROVIDER)
   monkeypatch.setattr(batches, "_contents", lambda *unused: {})
   monkeypatch.setattr(batches, "ShareStream", Rows)
   buckets = search(realistic_mix(4_000, 0), LENGTHS, 24)
@@ -107,6 +108,49 @@ def test_batches_have_the_padding_that_was_foretold(monkeypatch, num_shards):
   assert found["audio"] <= 0.08
   for name in found:  # late rows that join longer batches cost a little
     assert found[name] == pytest.approx(foretold[name], abs=0.02)
+
+
+def test_shared_rows_of_the_lm_leave_little_padding():
+  sizes, others = realistic_mix(4_000, 0), realistic_mix(8_000, 1)
+  for count, examples in ((24, 4), (20, 8)):
+    buckets = packed_bucket_search.search(sizes, LENGTHS, count, examples, POSITIONS_PER_SECOND)
+    assert len(buckets) <= count
+    length_buckets.check([{name: b[name] for name in LENGTHS} for b in buckets], LENGTHS)
+    found = packed_bucket_search.padding(others, buckets, examples, POSITIONS_PER_SECOND)
+    assert found["audio"] <= 0.08 and found["lm"] <= 0.06
+  one = packed_bucket_search.search(sizes, LENGTHS, 1, 4, POSITIONS_PER_SECOND)
+  assert [{name: b[name] for name in LENGTHS} for b in one] == [LENGTHS]
+
+
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_batches_of_shared_rows_have_the_padding_that_was_foretold(monkeypatch, num_shards):
+  monkeypatch.setattr(batches, "_provider", lambda *unused: PROVIDER)
+  monkeypatch.setattr(batches, "_contents", lambda *unused: {})
+  monkeypatch.setattr(batches, "ShareStream", Rows)
+  buckets = packed_bucket_search.search(
+    realistic_mix(4_000, 0), LENGTHS, 24, 4, POSITIONS_PER_SECOND
+  )
+  run = batches.TrainBatches(
+    "mix",
+    task_feature_lengths=LENGTHS,
+    batch_size=32,
+    num_shards=num_shards,
+    buckets=buckets,
+    examples_per_lm_row=4,
+    speech_positions=lambda n, _: math.ceil(n * POSITIONS_PER_SECOND / 16_000),
+  )
+  audio_of = {b["lm_inputs"]: b["audio"] for b in buckets}
+  assert len(audio_of) == len(buckets)
+  real, places = np.zeros(2), np.zeros(2)
+  for _ in range(300):
+    batch = next(run)
+    rows, lengths = batch["lm_rows"], batch["audio_lengths"]
+    tokens = [batch[name] for name in ("encoder_input_tokens", "decoder_target_tokens")]
+    speech = np.ceil(lengths * POSITIONS_PER_SECOND / 16_000)
+    real += lengths.sum(), speech.sum() + sum(np.count_nonzero(x) for x in tokens)
+    places += 32 * audio_of[rows.inputs], 8 * (rows.inputs + rows.targets)
+  found = 1 - real / places
+  assert found[0] <= 0.08 and found[1] <= 0.08
 
 
 def test_suggestion_is_gin_of_the_declared_features():
