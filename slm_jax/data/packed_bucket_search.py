@@ -135,7 +135,8 @@ def _audio_lengths(samples: np.ndarray, count: int, longest: int) -> np.ndarray:
     cost[i, i + 1 :] = found[i:] * (ends[i + 1 :] - ends[i])
   total = np.append(0.0, np.full(size, np.inf))
   came = []
-  for _ in range(min(count, size)):
+  # The longest, if it is among them, is not one of `count`.
+  for _ in range(min(count + (found[-1] == longest), size)):
     through = total[:, None] + cost
     came.append(through.argmin(axis=0))
     total = through.min(axis=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slm_jax.batch import Batch
+from slm_jax.batch import Batch, LMRows
 from slm_jax.cli.main import main
 from slm_jax.errors import UserError
 from slm_jax.launch.absent_slice import slice_devices
@@ -158,6 +158,9 @@ def test_products_are_counted_by_what_weights_meet():
     "speech_encoder": 8 * 25, "adapter": 8 * 7, "encoder": 8 * 11, "memory": 8 * 11,
     "decoder": 8 * 6, "head": 8 * 6,
   }  # fmt: skip
+  shared = dataclasses.replace(run, batch=dataclasses.replace(run.batch, lm_rows=LMRows(4, 30, 20)))
+  rows = {"encoder": 2 * 30, "memory": 2 * 30, "decoder": 2 * 20, "head": 2 * 20}
+  assert positions(shared) == met | rows
   assert weights["head"] == 512 * 128 and weights["memory"] == 2 * 2 * 128 * 128
   assert weights["encoder"] == 2 * (4 * 128 * 128 + 3 * 128 * 256)
   assert weights["decoder"] == 2 * (6 * 128 * 128 + 3 * 128 * 256)
