@@ -107,6 +107,8 @@ class Ours:
     recipe = AdapterRecipe(
       speech_encoder=f"{flags.folder}/encoder",
       language_model=f"{flags.folder}/lm",
+      # Half of the temporaries, and no slower: what elementwise operations made is made again.
+      language_model_remat="dots",
       adapter=AdapterConfig(
         num_layers=ADAPTER_LAYERS,
         num_heads=ADAPTER_HEADS,
