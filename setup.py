@@ -58,19 +58,26 @@ setup(
     "mini": ["espeakng-loader>=0.2"],
     # Offline caches made by many workers: seqio_cache_tasks.
     "beam": ["apache-beam>=2.70"],
+    # An HTTP server of bundles: slm_jax serve.
+    "serve": ["prometheus_client>=0.21", "python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
     # TPU's compiler, for compiling ahead of time on a machine without one.
     "compile": ["libtpu>=0.0.42"],
     "test": [
       "apache-beam>=2.70",
       "av>=14",
       "libtpu>=0.0.42",
+      "openai>=2",
+      "prometheus_client>=0.21",
       "pyright>=1.1.390",
       "pytest>=8",
       "pytest-xdist>=3.6",
+      "python-multipart>=0.0.20",
       "ruff>=0.9",
       "safetensors>=0.5",
+      "starlette>=0.46",
       "torch>=2.6",
       "transformers>=5.0",
+      "uvicorn>=0.34",
     ],
   },
   entry_points={"console_scripts": ["slm_jax=slm_jax.cli.main:console"]},

@@ -57,7 +57,7 @@ def load(
     "language_model": _found(language_model, manifest.language_model, "language_model"),
   }
   bases = {part: getattr(manifest, part).fingerprint for part in paths}
-  trained = _trained(folder)
+  trained = trained_parameters(folder)
   as_trained = manifest.recipe(**paths)
   recipe = manifest.recipe(**paths, frozen_dtype=frozen_dtype)
   if recipe != as_trained:
@@ -151,7 +151,8 @@ def _found(given: str | None, base: Base, part: str) -> str:
   return name
 
 
-def _trained(folder: Path) -> dict:
+def trained_parameters(folder: Path) -> dict:
+  """Nested, as host arrays, of a bundle whose files are whole."""
   file = SafetensorsFile(folder / WEIGHTS)
   return parameters.unflatten(
     {

@@ -97,7 +97,11 @@ class SLM(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Like `embed_inputs`, through the LM's encoder: (memory [B, S', D], mask bool [B, S'])."""
     embeddings, mask = self.embed_inputs(audio, lengths, prompt, train=train)
-    return self.language_model.encode(embeddings, mask), mask
+    return self.encode_joined(embeddings, mask), mask
+
+  def encode_joined(self, embeddings: jax.Array, mask: jax.Array) -> jax.Array:
+    """What `join_inputs` returned, through the LM's encoder: memory [B, S', D]."""
+    return self.language_model.encode(embeddings, mask)
 
   def _inputs(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
     prompt = batch.encoder_input_tokens
