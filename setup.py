@@ -66,6 +66,7 @@ setup(
       "apache-beam>=2.70",
       "av>=14",
       "libtpu>=0.0.42",
+      "httpx2>=2",
       "openai>=2",
       "prometheus_client>=0.21",
       "pyright>=1.1.390",

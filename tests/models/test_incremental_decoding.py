@@ -35,7 +35,9 @@ def given():
 def options(limits=LENGTH, temperatures=0.0, seeds=0) -> RowOptions:
   kinds = (jnp.int32, jnp.float32, jnp.uint32)
   values = (limits, temperatures, seeds)
-  return RowOptions(*(jnp.broadcast_to(jnp.asarray(v, k), 6) for v, k in zip(values, kinds)))
+  return RowOptions(
+    *(jnp.broadcast_to(jnp.asarray(v, k), 6) for v, k in zip(values, kinds, strict=True))
+  )
 
 
 def decode(given, asked: RowOptions, count: int):

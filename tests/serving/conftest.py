@@ -1,10 +1,12 @@
 """Two bundles over the tiny bases, untrained: what they say is noise, and always the same noise."""
 
-import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from slm_jax.bundle.manifest import FILES, SUMS, WEIGHTS, sha256
 from slm_jax.bundle.writing import export_bundle
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
@@ -32,28 +34,24 @@ def bundles(tmp_path_factory, tiny_bases) -> dict[str, str]:
     mlp_dim=16,
     length_reduction=LengthReductionConfig(kind="stack", factor=2),
   )
-  found = {}
-  for seed, name in enumerate(("one", "two")):
-    config = TrainConfig(
-      model_dir=str(folder / f"run_{name}"),
-      model=AdapterRecipe(**tiny_bases, adapter=adapter),
-      train_dataset=DATASET,
-      optimizer=OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="constant"),
-      total_steps=1,
-      random_seed=seed,
-    )
-    train(config, FakeBatches(dataclasses.replace(DATASET, seed=seed)))
-    checkpoint = checkpoint_folder(config.model_dir)
-    found[name] = str(
-      export_bundle(
-        config.model,
-        checkpoint,
-        folder / name,
-        max_samples=4000,
-        instructions=INSTRUCTIONS,
-      )
-    )
-  return found
+  config = TrainConfig(
+    model_dir=str(folder / "run"),
+    model=AdapterRecipe(**tiny_bases, adapter=adapter),
+    train_dataset=DATASET,
+    optimizer=OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="constant"),
+    total_steps=1,
+  )
+  train(config, FakeBatches(DATASET))
+  checkpoint = checkpoint_folder(config.model_dir)
+  one, two = folder / "one", folder / "two"
+  export_bundle(config.model, checkpoint, one, max_samples=4000, instructions=INSTRUCTIONS)
+  shutil.copytree(one, two)
+  rng = np.random.default_rng(0)
+  weights = safetensors.numpy.load_file(two / WEIGHTS)
+  shaken = {k: w + rng.normal(size=w.shape).astype(np.float32) for k, w in weights.items()}
+  safetensors.numpy.save_file(shaken, two / WEIGHTS)
+  (two / SUMS).write_text("".join(f"{sha256(two / name)}  {name}\n" for name in FILES))
+  return {"one": str(one), "two": str(two)}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,11 +68,11 @@ def test_a_row_does_not_depend_on_whose_rows_stand_beside_it(engine, noises):
 def test_swapping_adapters_back_gives_the_same_bits_and_compiles_nothing(engine, bundles, noises):
   compiled = engine.compiled_programs()
   first = answer(engine, (noises[0], "one"))
-  two = trained_parameters(bundles["two"])["adapter"]
+  two = trained_parameters(Path(bundles["two"]))["adapter"]
   before = engine.adapters.stack
   engine.adapters.put("one", two)
   assert answer(engine, (noises[0], "one")) == answer(engine, (noises[0], "two"))
-  engine.adapters.put("one", trained_parameters(bundles["one"])["adapter"])
+  engine.adapters.put("one", trained_parameters(Path(bundles["one"]))["adapter"])
   assert answer(engine, (noises[0], "one")) == first
   for path, kernel in engine.adapters.stack["projection"].items():
     np.testing.assert_array_equal(kernel, before["projection"][path])
