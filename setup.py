@@ -59,7 +59,12 @@ setup(
     # Offline caches made by many workers: seqio_cache_tasks.
     "beam": ["apache-beam>=2.70"],
     # An HTTP server of bundles: slm_jax serve.
-    "serve": ["prometheus_client>=0.21", "python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
+    "serve": [
+      "prometheus_client>=0.21",
+      "python-multipart>=0.0.20",
+      "starlette>=0.46",
+      "uvicorn>=0.34",
+    ],
     # TPU's compiler, for compiling ahead of time on a machine without one.
     "compile": ["libtpu>=0.0.42"],
     "test": [
