@@ -95,7 +95,7 @@ def test_a_run_is_exported_and_answers_as_a_bundle(run_dir, capsys):
   assert main(["export", f"--checkpoint={run_dir}", *asked]) == 0
   assert "checkpoint_4 as a bundle" in capsys.readouterr().err
   loaded = slm_jax.bundle.load(output)
-  assert loaded.manifest.step == 4
+  assert loaded.manifest is not None and loaded.manifest.step == 4
   text = loaded.transcribe("slm_jax/assets/mini/sample.wav", max_new_tokens=8)
   assert isinstance(text, str) and text
   assert main(["export", f"--checkpoint={run_dir / 'checkpoint_3'}", *asked]) == 2

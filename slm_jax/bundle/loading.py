@@ -9,10 +9,14 @@ from jax.sharding import Mesh
 
 from slm_jax.audio.files import SAMPLE_RATE, convert_samples, read_audio
 from slm_jax.bundle.manifest import WEIGHTS, Base, Manifest, read_manifest
+from slm_jax.bundle.merged import is_merged, load_merged
 from slm_jax.errors import UserError
 from slm_jax.evaluation.generation import (
   GenerationSettings,
+  audio_batch,
+  decode_ids,
   hypothesise,
+  pad_rows,
   padded_length,
   prompt_ids,
 )
@@ -37,10 +41,10 @@ def load(
   frozen_dtype: str | None = None,
   mesh: Mesh | None = None,
 ) -> "Bundle":
-  """Reads a bundle and puts it between its bases.
+  """Reads a bundle and puts it between its bases, or a merged folder, which brings them along.
 
   Args:
-    path: folder that `slm_jax export` wrote.
+    path: folder that `slm_jax export` wrote, as a bundle or with --format=merged.
     speech_encoder, language_model: folders of the bases; None is where they were in training.
     frozen_dtype: storage type of the bases, other than in training ("bfloat16", "int8"); the
       fingerprint is still taken in the type of training.
@@ -51,6 +55,11 @@ def load(
       fingerprints), or weights that are not those of its config.
   """
   folder = Path(path)
+  if is_merged(folder):
+    if speech_encoder or language_model or frozen_dtype:
+      raise UserError(f"{folder} holds its bases, as they are; leave out folders and frozen_dtype")
+    model, instructions = load_merged(folder, mesh=mesh)
+    return Bundle(model, instructions)
   manifest = read_manifest(folder)
   paths = {
     "speech_encoder": _found(speech_encoder, manifest.speech_encoder, "speech_encoder"),
@@ -71,7 +80,7 @@ def load(
     max_samples=manifest.max_samples,
     mesh=mesh,
   )
-  return Bundle(manifest, model)
+  return Bundle(model, manifest.instructions, manifest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +88,14 @@ class Bundle:
   """A loaded bundle.
 
   Attributes:
-    manifest: what it says of itself.
     model: the whole model.
+    instructions: by name, as of `Manifest`.
+    manifest: what it says of itself; None of a merged folder.
   """
 
-  manifest: Manifest
   model: SpeechLanguageModel
+  instructions: dict[str, str]
+  manifest: Manifest | None = None
 
   def generate(
     self,
@@ -122,6 +133,45 @@ class Bundle:
     found = [h.text for h in hypothesise(self.model, requests, settings, prompt_length=length)]
     return found if several else found[0]
 
+  def n_best(
+    self,
+    audio: Audio,
+    instruction: str | None = None,
+    *,
+    n: int,
+    num_beams: int | None = None,
+    max_new_tokens: int = 64,
+  ) -> list[tuple[str, float]]:
+    """The best answers about one recording that is no longer than a call takes, and their scores, best first.
+
+    Args:
+      audio, instruction, max_new_tokens: as of `generate`.
+      n: how many.
+      num_beams: at least n, which is the default.
+
+    Raises:
+      UserError: as of `generate`, or audio that is too long.
+    """
+    samples = _samples(audio)
+    if len(samples) > self.model.max_samples:
+      raise UserError(
+        f"the audio has {len(samples)} samples, n_best takes {self.model.max_samples}; cut it"
+      )
+    text = instruction if instruction is not None else self._instruction("default")
+    prompt = prompt_ids(self.model.tokenizer, text)
+    padded, lengths = audio_batch([samples], self.model.max_samples)
+    found = self.model.generate(
+      padded,
+      lengths,
+      pad_rows([prompt], padded_length([len(prompt)])),
+      max_new_tokens=max_new_tokens,
+      num_beams=num_beams or n,
+      num_return_sequences=n,
+    )
+    ids, scores = (np.asarray(x).reshape(n, -1) for x in found)
+    texts = [decode_ids(self.model.tokenizer, row) for row in ids]
+    return list(zip(texts, scores[:, 0].tolist(), strict=True))
+
   def transcribe(self, audio: Audio | Sequence[Audio], **options) -> str | list[str]:
     """What was said; arguments as of `generate`."""
     return self.generate(audio, self._instruction("transcribe"), **options)
@@ -132,13 +182,12 @@ class Bundle:
     return self.generate(audio, instruction, **options)
 
   def _instruction(self, name: str) -> str:
-    instructions = self.manifest.instructions
-    if name not in instructions:
+    if name not in self.instructions:
       raise UserError(
-        f"the bundle has no instruction {name!r}, only {sorted(instructions)}; say what to do with "
+        f"the bundle has no instruction {name!r}, only {sorted(self.instructions)}; say what to do with "
         "generate(audio, instruction)"
       )
-    return instructions[name]
+    return self.instructions[name]
 
 
 def _found(given: str | None, base: Base, part: str) -> str:

@@ -1,8 +1,6 @@
 """Exports the trained part of a checkpoint as a bundle."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 from etils import epath
 
 import slm_jax
+from slm_jax.bundle.atomic_folder import atomic_folder
 from slm_jax.bundle.card import card
 from slm_jax.bundle.manifest import (
   CARD,
@@ -54,8 +53,6 @@ def export_bundle(
     UserError: `output` is taken, or the recipe's bases are shapes without weights.
   """
   output = Path(output)
-  if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise UserError(f"--output={output} exists and is not empty; choose another folder")
   step = int(checkpoint.name.rpartition("_")[2])
   manifest = Manifest(
     adapter=recipe.adapter,
@@ -71,9 +68,7 @@ def export_bundle(
     slm_jax=slm_jax.__version__,
   )
   trained = restore_trained(checkpoint)
-  partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-  partial.mkdir(parents=True)
-  try:
+  with atomic_folder(output) as partial:
     flat = parameters.flatten(trained)
     write_tensors(partial, {name.replace("/", "."): np.asarray(x) for name, x in flat.items()})
     (partial / WEIGHTS_NAME).rename(partial / WEIGHTS)
@@ -83,9 +78,6 @@ def export_bundle(
     (partial / CARD).write_text(text, "utf-8")
     sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in sorted(FILES))
     (partial / SUMS).write_text(sums)
-    os.replace(partial, output)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
   return output
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from slm_jax.cli.main import parse, parser_for
 from slm_jax.errors import UserError
@@ -12,13 +13,34 @@ EXAMPLE = (
 )
 
 
+FORMATS = {
+  "bundle": "the adapter alone, with what it fits",
+  "merged": "adapter and bases in one folder of safetensors",
+  "hf": "the bases as Transformers loads them, the adapter as safetensors",
+  "t5x": "checkpoints in T5X's layout",
+  "stablehlo": "programs of declared shapes that run without this package",
+}
+
+
 def run(argv: list[str]) -> int:
-  """Writes what a run has trained as a bundle; returns the exit status."""
+  """Writes what a run has trained, alone or with its bases; returns the exit status."""
   parser = parser_for("export", EXAMPLE)
   parser.add_argument(
     "--checkpoint", required=True, help="MODEL_DIR (its newest checkpoint), or …/checkpoint_<step>"
   )
-  parser.add_argument("--output", required=True, help="folder of the bundle, new or empty")
+  parser.add_argument("--output", required=True, help="folder to write, new or empty")
+  parser.add_argument(
+    "--format",
+    choices=FORMATS,
+    default="bundle",
+    help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()),
+  )
+  for name, what in (
+    ("batch_size", "rows"),
+    ("prompt_length", "tokens of the instruction"),
+    ("max_new_tokens", "tokens of the answer"),
+  ):
+    parser.add_argument(f"--{name}", type=int, help=f"stablehlo: {what}")
   parser.add_argument("--instruction", help="the bundle's own, for generate() without one")
   parser.add_argument("--transcribe_instruction", help="for transcribe()")
   parser.add_argument("--translate_instruction", help="for translate(); {target} is the language")
@@ -27,7 +49,6 @@ def run(argv: list[str]) -> int:
   instructions = _instructions(flags)
   from etils import epath
 
-  from slm_jax.bundle.writing import export_bundle
   from slm_jax.cli.run_folder import load_run
   from slm_jax.training.restore import PREFIX, checkpoint_folder
 
@@ -37,19 +58,54 @@ def run(argv: list[str]) -> int:
   flags.model_dir = str(path.parent if named else path)
   train, recipe = load_run(flags, bindings)
   checkpoint = checkpoint_folder(flags.model_dir, int(step) if named else None)
-  output = export_bundle(
-    recipe,
-    checkpoint,
-    Path(flags.output),
-    max_samples=train.train_dataset.task_feature_lengths["audio"],
-    instructions=instructions,
-    licence=flags.license,
-  )
-  size = sum(file.stat().st_size for file in output.iterdir())
+  max_samples = train.train_dataset.task_feature_lengths["audio"]
+  output = _export(flags, recipe, checkpoint, max_samples, instructions)
+  size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+  what = "a bundle" if flags.format == "bundle" else flags.format
   print(
-    f"[slm_jax] {checkpoint.name} as a bundle of {size / 2**20:.1f} MiB: {output}", file=sys.stderr
+    f"[slm_jax] {checkpoint.name} as {what} of {size / 2**20:.1f} MiB: {output}", file=sys.stderr
   )
   return 0
+
+
+def _export(
+  flags: argparse.Namespace, recipe: Any, checkpoint: Any, max_samples: int, instructions: dict
+) -> Path:
+  output = Path(flags.output)
+  given: dict[str, Any] = {"max_samples": max_samples, "instructions": instructions}
+  if flags.format == "bundle":
+    from slm_jax.bundle.writing import export_bundle
+
+    return export_bundle(recipe, checkpoint, output, **given, licence=flags.license)
+  if flags.format == "merged":
+    from slm_jax.bundle.merged import export_merged
+
+    return export_merged(recipe, checkpoint, output, **given)
+  if flags.format == "stablehlo":
+    return _export_stablehlo(flags, recipe, checkpoint, output, given)
+  from slm_jax.bundle.towers import export_t5x, export_transformers
+
+  write = export_t5x if flags.format == "t5x" else export_transformers
+  return write(recipe, checkpoint, output)
+
+
+def _export_stablehlo(
+  flags: argparse.Namespace, recipe: Any, checkpoint: Any, output: Path, given: dict[str, Any]
+) -> Path:
+  from slm_jax.bundle.stablehlo import ExportedShapes, export_stablehlo
+  from slm_jax.training.restore import load_speech_language_model
+
+  names = ("batch_size", "prompt_length", "max_new_tokens")
+  asked = {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
+  try:
+    shapes = ExportedShapes(**asked)
+  except ValueError as error:
+    raise UserError(f"slm_jax export: --{error}") from error
+  step = int(checkpoint.name.rpartition("_")[2])
+  model, _ = load_speech_language_model(
+    recipe, flags.model_dir, step=step, max_samples=given["max_samples"]
+  )
+  return export_stablehlo(model, output, shapes, instructions=given["instructions"])
 
 
 def _instructions(flags: argparse.Namespace) -> dict[str, str]:

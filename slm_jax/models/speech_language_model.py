@@ -74,6 +74,7 @@ class SpeechLanguageModel:
     max_new_tokens: int = 64,
     num_beams: int = 1,
     length_penalty: float = 1.0,
+    num_return_sequences: int = 1,
   ) -> GenerationResult:
     """Answers an instruction about speech.
 
@@ -84,12 +85,17 @@ class SpeechLanguageModel:
       max_new_tokens: longest answer in tokens.
       num_beams: 1 is greedy.
       length_penalty: exponent of the length a beam's score is divided by.
+      num_return_sequences: R, the best of the beams.
 
     Returns:
-      ids int32 [B, max_new_tokens] and scores fp32 [B].
+      ids int32 [B, max_new_tokens] and scores fp32 [B]; with R above 1 [B, R, max_new_tokens] and
+      [B, R], best first.
     """
     config = GenerationConfig(
-      max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty
+      max_new_tokens=max_new_tokens,
+      num_beams=num_beams,
+      length_penalty=length_penalty,
+      num_return_sequences=num_return_sequences,
     )
     t5, params = T5(self.model.config.language_model), self.params["language_model"]
     inputs = (self._rows.spread(x) for x in (audio, lengths, prompt_tokens))
