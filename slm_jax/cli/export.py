@@ -19,6 +19,7 @@ FORMATS = {
   "hf": "the bases as Transformers loads them, the adapter as safetensors",
   "t5x": "checkpoints in T5X's layout",
   "stablehlo": "programs of declared shapes that run without this package",
+  "savedmodel": "a SavedModel of declared shapes, for TensorFlow",
 }
 
 
@@ -40,7 +41,7 @@ def run(argv: list[str]) -> int:
     ("prompt_length", "tokens of the instruction"),
     ("max_new_tokens", "tokens of the answer"),
   ):
-    parser.add_argument(f"--{name}", type=int, help=f"stablehlo: {what}")
+    parser.add_argument(f"--{name}", type=int, help=f"stablehlo, savedmodel: {what}")
   parser.add_argument("--instruction", help="the bundle's own, for generate() without one")
   parser.add_argument("--transcribe_instruction", help="for transcribe()")
   parser.add_argument("--translate_instruction", help="for translate(); {target} is the language")
@@ -81,15 +82,15 @@ def _export(
     from slm_jax.bundle.merged import export_merged
 
     return export_merged(recipe, checkpoint, output, **given)
-  if flags.format == "stablehlo":
-    return _export_stablehlo(flags, recipe, checkpoint, output, given)
+  if flags.format in ("stablehlo", "savedmodel"):
+    return _export_programs(flags, recipe, checkpoint, output, given)
   from slm_jax.bundle.towers import export_t5x, export_transformers
 
   write = export_t5x if flags.format == "t5x" else export_transformers
   return write(recipe, checkpoint, output)
 
 
-def _export_stablehlo(
+def _export_programs(
   flags: argparse.Namespace, recipe: Any, checkpoint: Any, output: Path, given: dict[str, Any]
 ) -> Path:
   from slm_jax.bundle.stablehlo import ExportedShapes, export_stablehlo
@@ -105,6 +106,10 @@ def _export_stablehlo(
   model, _ = load_speech_language_model(
     recipe, flags.model_dir, step=step, max_samples=given["max_samples"]
   )
+  if flags.format == "savedmodel":
+    from slm_jax.bundle.savedmodel import export_savedmodel
+
+    return export_savedmodel(model, output, shapes)
   return export_stablehlo(model, output, shapes, instructions=given["instructions"])
 
 

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 import torch
 import transformers
 
 import slm_jax.bundle
 from slm_jax.batch import Batch
 from slm_jax.bundle.merged import export_merged
+from slm_jax.bundle.savedmodel import export_savedmodel
 from slm_jax.bundle.stablehlo import ExportedShapes, export_stablehlo
 from slm_jax.bundle.towers import export_t5x, export_transformers
 from slm_jax.bundle.writing import export_bundle
@@ -164,6 +166,22 @@ np.save({str(tmp_path / "ids.npy")!r}, ids)
   manifest = json.loads((folder / "manifest.json").read_text())
   assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
   assert [x["shape"] for x in manifest["programs"]["encode"]["inputs"]] == [[2, 8000], [2], [2, 8]]
+
+
+def test_tensorflow_serves_the_same_ids(loaded, tmp_path):
+  shapes = ExportedShapes(batch_size=2, prompt_length=4, max_new_tokens=6)
+  folder = export_savedmodel(loaded.model, tmp_path / "saved", shapes)
+  audio = np.zeros((2, 8000), np.int16)
+  audio[0, :7000], audio[1, :3000] = NOISE, NOISE[:3000]
+  inputs = {
+    "audio": audio,
+    "lengths": np.array([7000, 3000], np.int32),
+    "prompt": np.array([[5, 9, 1, 0], [7, 1, 0, 0]], np.int32),
+  }
+  serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+  found = serve(**{name: tf.constant(value) for name, value in inputs.items()})["ids"]
+  expected = loaded.model.generate(*inputs.values(), max_new_tokens=6).ids
+  np.testing.assert_array_equal(found, expected)
 
 
 def torch_reference():
