@@ -28,12 +28,10 @@ from slm_jax.interop import load_language_model
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.training import parameters
-from slm_jax.training.config import FakeDatasetConfig, TrainConfig
+from slm_jax.training.config import FakeDatasetConfig
 from slm_jax.training.fake_batches import FakeBatches
-from slm_jax.training.loop import train
-from slm_jax.training.optimizer import OptimizerConfig
 from slm_jax.training.recipes import AdapterRecipe
-from slm_jax.training.restore import checkpoint_folder
+from tests.untrained_runs import save_untrained
 
 DATASET = FakeDatasetConfig(
   task_feature_lengths={"audio": 8000, "inputs": 4, "targets": 6}, batch_size=8, vocab_size=64
@@ -60,7 +58,7 @@ def published_encoder(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_bases):
-  """(recipe over a published encoder, checkpoint of its training)."""
+  """(recipe over a published encoder, checkpoint of a run of it)."""
   folder = tmp_path_factory.mktemp("formats")
   recipe = AdapterRecipe(
     speech_encoder=published_encoder(folder / "w2v_bert"),
@@ -73,15 +71,7 @@ def run(tmp_path_factory, tiny_bases):
       length_reduction=LengthReductionConfig(kind="stack", factor=2),
     ),
   )
-  config = TrainConfig(
-    model_dir=str(folder / "run"),
-    model=recipe,
-    train_dataset=DATASET,
-    optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=0, decay="constant"),
-    total_steps=1,
-  )
-  train(config, FakeBatches(DATASET))
-  return recipe, checkpoint_folder(config.model_dir)
+  return recipe, save_untrained(recipe, folder / "run", DATASET)
 
 
 @pytest.fixture(scope="module")

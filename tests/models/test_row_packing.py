@@ -94,19 +94,26 @@ def uneven_batch() -> Batch:
   )
 
 
-@pytest.mark.parametrize("examples", [2, 4, 8])
-def test_loss_and_gradient_are_those_of_rows_of_their_own(model_and_params, examples):
-  objective, params = model_and_params
-  batch = uneven_batch()
-  packed = dataclasses.replace(batch, lm_rows=LMRows(examples, 40 * examples, 7 * examples - 1))
+def loss_and_gradient(objective, params, batch):
+  grad = jax.value_and_grad(
+    lambda adapter: objective.loss({**params, "adapter": adapter}, batch, jax.random.key(0))[0]
+  )
+  return jax.jit(grad)(params["adapter"])
 
-  def run(batch):
-    grad = jax.value_and_grad(
-      lambda adapter: objective.loss({**params, "adapter": adapter}, batch, jax.random.key(0))[0]
-    )
-    return jax.jit(grad)(params["adapter"])
 
-  (loss, gradient), (expected, expected_gradient) = run(packed), run(batch)
+@pytest.fixture(scope="module")
+def rows_of_their_own(model_and_params):
+  return loss_and_gradient(*model_and_params, uneven_batch())
+
+
+@pytest.mark.parametrize("examples", [2, 8])
+def test_loss_and_gradient_are_those_of_rows_of_their_own(
+  model_and_params, rows_of_their_own, examples
+):
+  rows = LMRows(examples, 40 * examples, 7 * examples - 1)
+  packed = dataclasses.replace(uneven_batch(), lm_rows=rows)
+  loss, gradient = loss_and_gradient(*model_and_params, packed)
+  expected, expected_gradient = rows_of_their_own
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * (1 + np.abs(b).max())),

@@ -10,12 +10,9 @@ from slm_jax.bundle.manifest import FILES, SUMS, WEIGHTS, sha256
 from slm_jax.bundle.writing import export_bundle
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
-from slm_jax.training.config import FakeDatasetConfig, TrainConfig
-from slm_jax.training.fake_batches import FakeBatches
-from slm_jax.training.loop import train
-from slm_jax.training.optimizer import OptimizerConfig
+from slm_jax.training.config import FakeDatasetConfig
 from slm_jax.training.recipes import AdapterRecipe
-from slm_jax.training.restore import checkpoint_folder
+from tests.untrained_runs import save_untrained
 
 DATASET = FakeDatasetConfig(
   task_feature_lengths={"audio": 4000, "inputs": 4, "targets": 6}, batch_size=8, vocab_size=64
@@ -34,17 +31,10 @@ def bundles(tmp_path_factory, tiny_bases) -> dict[str, str]:
     mlp_dim=16,
     length_reduction=LengthReductionConfig(kind="stack", factor=2),
   )
-  config = TrainConfig(
-    model_dir=str(folder / "run"),
-    model=AdapterRecipe(**tiny_bases, adapter=adapter),
-    train_dataset=DATASET,
-    optimizer=OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="constant"),
-    total_steps=1,
-  )
-  train(config, FakeBatches(DATASET))
-  checkpoint = checkpoint_folder(config.model_dir)
+  recipe = AdapterRecipe(**tiny_bases, adapter=adapter)
+  checkpoint = save_untrained(recipe, folder / "run", DATASET)
   one, two = folder / "one", folder / "two"
-  export_bundle(config.model, checkpoint, one, max_samples=4000, instructions=INSTRUCTIONS)
+  export_bundle(recipe, checkpoint, one, max_samples=4000, instructions=INSTRUCTIONS)
   shutil.copytree(one, two)
   rng = np.random.default_rng(0)
   weights = safetensors.numpy.load_file(two / WEIGHTS)
