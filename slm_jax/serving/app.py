@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
@@ -50,7 +52,7 @@ def make_app(answerer: Answerer, metrics: Metrics, limits: ServerLimits) -> Any:
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    warming = asyncio.create_task(anyio.to_thread.run_sync(answerer.start))
+    warming = asyncio.create_task(_warm_up(answerer))
     yield
     answerer.close()
     await warming
@@ -71,6 +73,15 @@ def make_app(answerer: Answerer, metrics: Metrics, limits: ServerLimits) -> Any:
   ]
   app = Starlette(routes=routes, lifespan=lifespan)
   return BodyLimit(app, limits.max_upload_bytes)
+
+
+async def _warm_up(answerer: Answerer) -> None:
+  """Ends the process if the model cannot be compiled: it would answer 503 for ever."""
+  try:
+    await anyio.to_thread.run_sync(answerer.start)
+  except Exception as error:
+    print(f"slm_jax: error: the model does not compile: {error}", file=sys.stderr, flush=True)
+    signal.raise_signal(signal.SIGTERM)
 
 
 class _Server:

@@ -12,7 +12,7 @@ from slm_jax.serving.uploads import decode_audio, decode_base64
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 _FORM_FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "stream"}
-_FORM_FIELDS |= {"timestamp_granularities[]", "include[]"}
+_FORM_FIELDS |= {"timestamp_granularities[]"}
 _CHAT_FIELDS = {
   "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stream", "stream_options", "n",
   "modalities", "user", "store", "metadata",
