@@ -16,7 +16,7 @@ VOCABULARY = seqio.SentencePieceVocabulary(
 # Each task has a seed, and so sentences and audio, of its own. "validation" has held-out patterns,
 # names and voices.
 add_text_task(
-  "mini_text", MiniTextSource({"train": 600_000, "validation": 2_000}, seed=1), VOCABULARY
+  "mini_text", MiniTextSource({"train": 250_000, "validation": 2_000}, seed=1), VOCABULARY
 )
 add_speech_task(
   "mini_ctc",

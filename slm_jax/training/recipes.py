@@ -248,10 +248,12 @@ class BestRQRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModelRecipe:
-  """A T5-family LM, trained whole from scratch."""
+  """A T5-family LM, trained whole, from scratch or from a trained one."""
 
   config: T5Config
   tokenizer: str
+  # Folder or T5X checkpoint of an LM of the same shape to start from.
+  pretrained: str | None = None
   z_loss: float = 1e-4
   # As of `AdapterRecipe`.
   loss_chunk: int = 0
@@ -262,7 +264,10 @@ class LanguageModelRecipe:
   def build(self) -> Built:
     tokenizer = _tokenizer(self.tokenizer, self.config.vocab_size)
     objective = LanguageModelObjective(T5(self.config), self.z_loss, self.loss_chunk)
-    return Built(objective, "language_model/.*", {}, _unchanged, tokenizer)
+    loaded = {}
+    if self.pretrained is not None:
+      loaded = {"language_model": interop.open_language_model(_base_path(self.pretrained)).params}
+    return Built(objective, "language_model/.*", loaded, _unchanged, tokenizer)
 
 
 def _tokenizer(path: str, vocab_size: int):

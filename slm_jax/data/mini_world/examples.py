@@ -2,19 +2,23 @@
 
 import dataclasses
 
+from slm_jax.data.mini_world.biasing import biased_sentence, with_names
 from slm_jax.data.mini_world.instructions import wordings
 from slm_jax.data.mini_world.lexicon import LANGUAGES
 from slm_jax.data.mini_world.splits import Draws, Split
 from slm_jax.data.mini_world.world import WorldSentence, sample_sentence
 
 TASK_WEIGHTS = {
-  "repeat": 0.28,
-  "translate": 0.32,
-  "question": 0.16,
-  "list_names": 0.06,
+  "repeat": 0.22,
+  "translate": 0.3,
+  "question": 0.14,
+  "list_names": 0.05,
   "reverse": 0.06,
   "continue": 0.06,
-  "reply": 0.06,
+  "reply": 0.05,
+  "first_word": 0.02,
+  "last_word": 0.02,
+  "biasing": 0.08,
 }
 TASKS = tuple(TASK_WEIGHTS)
 NO_NAMES = "none"
@@ -22,7 +26,10 @@ NO_NAMES = "none"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextExample:
-  """One example. `target_language` equals `language` except in translation."""
+  """One example. `target_language` equals `language` except in translation.
+
+  `sentence` is what the LM reads: in "biasing" with names misheard.
+  """
 
   id: str
   task: str
@@ -36,19 +43,27 @@ class TextExample:
 
 def reverse_words(sentence: str) -> str:
   """The words in reverse order, casing kept, the full stop staying at the end; its own inverse."""
-  return " ".join(reversed(sentence.removesuffix(".").split(" "))) + "."
+  return " ".join(reversed(_words(sentence))) + "."
+
+
+def _words(sentence: str) -> list[str]:
+  return sentence.removesuffix(".").split(" ")
 
 
 def _target(sentence: WorldSentence, task: str, target_language: str) -> str:
   if task == "list_names":
     return ", ".join(sentence.names) or NO_NAMES
+  if task == "first_word":
+    return _words(sentence.text())[0]
+  if task == "last_word":
+    return _words(sentence.text())[-1]
   if task == "reverse":
     return reverse_words(sentence.text())
   if task == "continue":
     return sentence.continuation()
   if task == "reply":
     return sentence.reply()
-  return sentence.text(target_language)  # repeat, translate
+  return sentence.text(target_language)  # repeat, translate, biasing
 
 
 def sample_text_example(
@@ -81,17 +96,22 @@ def sample_text_example(
   allowed = others if task == "translate" else (sentence.language,)
   if target_language not in allowed:
     raise ValueError(f"{target_language=} does not fit {task=} from {sentence.language!r}")
+  text = sentence.text()
   if task == "question":
     instruction, target = draws.choice(sentence.questions())
   else:
-    options = wordings(task, split, target_language if task == "translate" else None)
+    asked = "repeat" if task == "biasing" else task
+    options = wordings(asked, split, target_language if task == "translate" else None)
     instruction, target = draws.choice(options), _target(sentence, task, target_language)
+  if task == "biasing":
+    text, names = biased_sentence(text, sentence.names, draws, split)
+    instruction = with_names(instruction, names)
   return TextExample(
     id=f"mini-{split}-{seed}-{index}",
     task=task,
     language=sentence.language,
     target_language=target_language,
-    sentence=sentence.text(),
+    sentence=text,
     instruction=instruction,
     target=target,
     names=sentence.names,

@@ -106,6 +106,26 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "Reply that this is true.",
     "Confirm with a short reply.",
   ),
+  "first_word": (
+    "Say the first word.",
+    "Write the first word.",
+    "What is the first word?",
+    "Give the first word.",
+    "Only the first word.",
+    "First word.",
+    "Which word comes first?",
+    "Write down the first word.",
+  ),
+  "last_word": (
+    "Say the last word.",
+    "Write the last word.",
+    "What is the last word?",
+    "Give the last word.",
+    "Only the last word.",
+    "Last word.",
+    "Which word comes last?",
+    "Write down the last word.",
+  ),
 }
 
 
