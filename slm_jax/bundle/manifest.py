@@ -45,7 +45,7 @@ class Manifest:
   Attributes:
     adapter: its shape.
     speech_encoder, language_model: the bases.
-    speech_first, speech_encoder_dtype, language_model_dtype, trainable: as of `AdapterRecipe`.
+    speech_first, speech_encoder_dtype, language_model_dtype, trainable, lora_rank: as of `AdapterRecipe`.
     max_samples: longest audio of one call, at 16 kHz.
     instructions: "default", and by name what `transcribe` and `translate` ask for; `{target}`
       stands for the language.
@@ -65,6 +65,7 @@ class Manifest:
   speech_encoder_dtype: str = "float32"
   language_model_dtype: str = "float32"
   trainable: str = "adapter/.*"
+  lora_rank: int = 0
   format: str = FORMAT
   format_version: int = FORMAT_VERSION
 
@@ -88,6 +89,7 @@ class Manifest:
       adapter=self.adapter,
       speech_first=self.speech_first,
       trainable=self.trainable,
+      lora_rank=self.lora_rank,
       frozen_dtype=frozen_dtype or self.language_model.dtype,
       frozen_speech_encoder_dtype=frozen_dtype or self.speech_encoder.dtype,
       speech_encoder_dtype=self.speech_encoder_dtype,

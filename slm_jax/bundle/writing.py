@@ -62,6 +62,7 @@ def export_bundle(
     speech_encoder_dtype=recipe.speech_encoder_dtype,
     language_model_dtype=recipe.language_model_dtype,
     trainable=recipe.trainable,
+    lora_rank=recipe.lora_rank,
     max_samples=max_samples,
     instructions=instructions,
     step=step,

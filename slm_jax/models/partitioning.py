@@ -29,6 +29,7 @@ RULES: dict[str, str | None] = {
   "frames_in": None,
   "codebooks": None,
   "positions": None,
+  "lora_rank": None,
 }
 
 

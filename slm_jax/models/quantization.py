@@ -107,6 +107,8 @@ class Dense(nn.Module):
     kernel_init: of float weights.
     use_bias: adds a bias, whose logical axis is the kernel's last.
     weights: of `WEIGHT_KINDS`.
+    lora_rank: R of a low-rank update `lora_down` [in, R] times `lora_up` [R, out] beside the kernel (LoRA,
+      arXiv:2106.09685 §4.1, alpha = R), fp32 whatever the kernel is; 0 for none. It starts at 0.
   """
 
   features: int
@@ -115,6 +117,7 @@ class Dense(nn.Module):
   kernel_init: Callable
   use_bias: bool = False
   weights: str = "float"
+  lora_rank: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -125,4 +128,17 @@ class Dense(nn.Module):
     if self.use_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       y = y + jnp.asarray(self.param("bias", init, (self.features,)), self.dtype)
+    if self.lora_rank:
+      y = y + self._low_rank_update(x)
     return y
+
+  def _low_rank_update(self, x: jax.Array) -> jax.Array:
+    """x [..., in] -> [..., features]."""
+    down_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    axes = (self.axes[0], "lora_rank"), ("lora_rank", self.axes[1])
+    down, up = (
+      nn.with_logical_partitioning(init, a)
+      for init, a in zip((down_init, nn.initializers.zeros), axes, strict=True)
+    )
+    x = multiply(x.astype(self.dtype), self.param("lora_down", down, (x.shape[-1], self.lora_rank)))
+    return multiply(x, self.param("lora_up", up, (self.lora_rank, self.features)))

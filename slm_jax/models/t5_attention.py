@@ -40,12 +40,12 @@ class Attention(nn.Module):
       # T5X).
       return _fan_in(*args, **kwargs) * cfg.head_dim**-0.5
 
-    def dense(features: int, axes: tuple[str, str], init=_fan_in) -> Dense:
-      return Dense(features, axes, cfg.dtype, init, weights=cfg.weights)
+    def dense(features: int, axes: tuple[str, str], init=_fan_in, lora_rank: int = 0) -> Dense:
+      return Dense(features, axes, cfg.dtype, init, weights=cfg.weights, lora_rank=lora_rank)
 
-    self.query = dense(joined, ("embed", "joined_kv"), query_init)
+    self.query = dense(joined, ("embed", "joined_kv"), query_init, cfg.lora_rank)
     self.key = dense(joined, ("embed", "joined_kv"))
-    self.value = dense(joined, ("embed", "joined_kv"))
+    self.value = dense(joined, ("embed", "joined_kv"), lora_rank=cfg.lora_rank)
     self.out = dense(cfg.emb_dim, ("joined_kv", "embed"))
     # As in T5X, one draw for all queries.
     self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))

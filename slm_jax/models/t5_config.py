@@ -38,6 +38,8 @@ class T5Config:
   dtype: str = "float32"
   # "int8": kernels and embeddings are stored as `slm_jax.models.quantization` says; frozen ones only.
   weights: str = "float"
+  # Low-rank updates (LoRA, arXiv:2106.09685) of every attention's query and value, 0 for none.
+  lora_rank: int = 0
   # The backward pass recomputes: nothing, whole layers, or all but matrix products with weights.
   remat: str = "none"
   # Padding, and the token that decoding starts from.
@@ -60,6 +62,8 @@ class T5Config:
         f"relpos_max_distance={self.relpos_max_distance}: expected more than half of "
         f"relpos_num_buckets={self.relpos_num_buckets}"
       )
+    if self.lora_rank < 0:
+      raise ValueError(f"lora_rank={self.lora_rank}: expected 0, for none, or more")
     if not 0.0 <= self.dropout_rate < 1.0:
       raise ValueError(f"dropout_rate={self.dropout_rate}: expected a value in [0, 1)")
     if self.dtype not in COMPUTE_TYPES:

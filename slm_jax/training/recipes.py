@@ -79,6 +79,8 @@ class AdapterRecipe:
   speech_first: bool = True
   # Regular expression over parameter paths; what it does not match is frozen.
   trainable: str = "adapter/.*"
+  # Low-rank updates of the LM (`T5Config.lora_rank`), which `trainable` has to match: gin/models/lora.gin.
+  lora_rank: int = 0
   # Storage type of the frozen weights: float32 is fastest on CPU, bfloat16 halves memory on TPU and GPU,
   # int8 halves it again (`slm_jax.models.quantization`).
   frozen_dtype: str = "float32"
@@ -125,6 +127,7 @@ class AdapterRecipe:
         dropout_rate=0.0,
         dtype=self.language_model_dtype,
         remat=self.language_model_remat,
+        lora_rank=self.lora_rank,
       ),
       speech_first=self.speech_first,
     )

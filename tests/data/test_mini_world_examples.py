@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from slm_jax.data.mini_world.biasing import MAX_DISTRACTORS
 from slm_jax.data.mini_world.examples import TASK_WEIGHTS, reverse_words, sample_text_example
 from slm_jax.data.mini_world.lexicon import LANGUAGES
 from slm_jax.data.mini_world.splits import SPLITS
@@ -50,7 +51,7 @@ def test_examples_do_not_depend_on_the_process():
 
 def test_the_text_that_the_frozen_models_learned_has_not_changed():
   # Models are trained on these texts: a change here asks for new ones, and for a new tokenizer.
-  assert digest(EXAMPLES) == "c139b1060bbbc2d26847bb2f256df44e9991503038e0c1aef28b7eb4d111c80b"
+  assert digest(EXAMPLES) == "03be6013e5467504d5f57b046123aa3d8289e9ce3aa92f319991328957e14005"
 
 
 def test_translations_share_the_meaning():
@@ -140,6 +141,22 @@ def test_targets_of_the_other_tasks():
       assert actor in targets["continue"]
 
 
+def test_a_list_gives_back_the_names_that_were_misheard():
+  misheard = listed = 0
+  for index in range(300):
+    example = sample_text_example(6, index, "train", task="biasing")
+    _, _, names = example.instruction.partition(" Names may be ")
+    names = names.removesuffix(".").split(", ") if names else []
+    assert len(names) == len(set(names)) <= MAX_DISTRACTORS + len(example.names)
+    if set(example.names) & set(names):
+      assert set(example.names) <= set(names)
+      listed += 1
+    else:  # nothing in the list says better than what was heard
+      assert example.sentence == example.target
+    misheard += example.sentence != example.target
+  assert 60 < misheard < listed < 240
+
+
 def test_reversing_twice_changes_nothing():
   assert reverse_words("Tomeli buys three apples.") == "apples three buys Tomeli."
   for sentence in SENTENCES:
@@ -159,9 +176,9 @@ def test_sentences_are_4_to_9_words_and_end_in_the_only_full_stop():
   assert all(lengths[n] > 0.02 * sum(lengths.values()) for n in range(4, 10))
 
 
-def test_repeating_and_translating_are_60_percent():
+def test_repeating_and_translating_are_half():
   tasks = Counter(example.task for example in EXAMPLES)
-  assert 0.57 < (tasks["repeat"] + tasks["translate"]) / len(EXAMPLES) < 0.63
+  assert 0.48 < (tasks["repeat"] + tasks["translate"]) / len(EXAMPLES) < 0.56
   assert set(tasks) == set(TASK_WEIGHTS)
   languages = Counter(example.language for example in EXAMPLES)
   assert min(languages.values()) > 0.2 * len(EXAMPLES)
@@ -175,9 +192,9 @@ def test_lengths_in_pieces():
       len(TOKENIZER.encode(text))
       for text in (example.sentence, example.instruction, example.target)
     )
-    assert sentence + instruction + 1 <= 40
+    assert sentence + instruction + 1 <= (128 if example.task == "biasing" else 40)
     assert target <= 28
-    assert instruction <= (16 if example.task == "question" else 8)
+    assert instruction <= {"question": 16, "biasing": 104}.get(example.task, 8)
 
 
 def test_the_tokenizer_spells_everything():

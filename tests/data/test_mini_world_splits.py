@@ -61,7 +61,8 @@ def test_names_can_be_spelled_by_ear():
 def test_names_of_a_sentence_are_different_and_said_in_order():
   for example in EXAMPLES["train"]:
     assert len(set(example.names)) == len(example.names)
-    positions = [example.sentence.index(name) for name in example.names]
+    spoken = example.target if example.task == "biasing" else example.sentence
+    positions = [spoken.index(name) for name in example.names]
     assert positions == sorted(positions)
 
 
@@ -69,7 +70,7 @@ def test_wordings_are_disjoint_and_many():
   for task in WORDINGS:
     for target in LANGUAGES if task == "translate" else (None,):
       train, heldout = (wordings(task, split, target) for split in SPLITS)
-      assert len(train) >= 10 and len(heldout) >= 1
+      assert len(train) >= 6 and len(heldout) >= 1
       assert not set(train) & set(heldout)
       assert len(set(train)) == len(train)
   texts = [text for task in WORDINGS for text in WORDINGS[task]]
@@ -81,7 +82,9 @@ def test_examples_use_the_wordings_of_their_split(split):
   for example in EXAMPLES[split]:
     if example.task != "question":
       target = example.target_language if example.task == "translate" else None
-      assert example.instruction in wordings(example.task, split, target)
+      asked = "repeat" if example.task == "biasing" else example.task
+      instruction = example.instruction.partition(" Names may be ")[0]
+      assert instruction in wordings(asked, split, target)
 
 
 def test_mistakes_are_named():

@@ -8,6 +8,8 @@ import pytest
 import seqio
 
 from slm_jax.data import voices
+from slm_jax.data.mini_world.examples import target_of
+from slm_jax.data.mini_world.instructions import wordings
 from slm_jax.data.mini_world.lexicon import LANGUAGES
 from slm_jax.data.mini_world.world import sample_sentence
 from slm_jax.data.speech_corpus import TASKS, MiniSpeechSource
@@ -61,16 +63,45 @@ def test_what_is_said_asked_and_expected(task):
   made = source(task)
   pairs = set()
   for index, utterance in enumerate(utterances(made, "train")):
+    if task == "biasing":  # another sentence where the first has no name
+      check_list_of_names(utterance)
+      continue
     sentence = sample_sentence(made.seed, index, "train", utterance.language)
     assert utterance.transcript == sentence.text(utterance.language)
+    assert utterance.names == "|".join(sentence.names)
     pairs.add((utterance.language, utterance.target_language))
     if task == "question":
       assert (utterance.instruction, utterance.target) in sentence.questions(utterance.language)
     else:
-      assert utterance.target == sentence.text(utterance.target_language)
+      assert utterance.target == target_of(sentence, task, utterance.target_language)
       assert bool(utterance.instruction) == (task != "transcribe")
   every_pair = set(itertools.permutations(LANGUAGES, 2))
-  assert pairs == (every_pair if task == "translate" else {(lang, lang) for lang in LANGUAGES})
+  assert task == "biasing" or pairs == (
+    every_pair if task == "translate" else {(lang, lang) for lang in LANGUAGES}
+  )
+
+
+def check_list_of_names(utterance):
+  said = utterance.names.split("|")
+  assert utterance.target == utterance.transcript and all(name in utterance.target for name in said)
+  asked, _, listed = utterance.instruction.partition(" Names may be ")
+  assert asked in wordings("repeat", "train")
+  listed = listed.removesuffix(".").split(", ")
+  assert len(set(listed)) == len(listed) == 20 + len(said) and set(said) < set(listed)
+
+
+def test_pairs_and_wordings_can_be_chosen():
+  pairs = {("en", "de"), ("de", "en"), ("es", "en")}
+  made = source("translate", pairs=pairs, num_wordings=1)
+  train = utterances(made, "train")
+  assert {(u.language, u.target_language) for u in train} == pairs
+  assert {u.instruction for u in train} == {"Translate to German.", "Translate to English."}
+  unseen = source("repeat", wording_split="heldout")
+  assert {u.instruction for u in utterances(unseen, "validation")} == set(
+    wordings("repeat", "heldout")
+  )
+  with pytest.raises(ValueError, match="some between"):
+    source("translate", pairs={("en", "de"), ("nl", "de")})
 
 
 def test_a_candidate_depends_on_nothing_but_its_place():

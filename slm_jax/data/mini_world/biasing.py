@@ -47,8 +47,8 @@ def name_list(
 
 
 def with_names(instruction: str, names: Sequence[str]) -> str:
-  """The instruction followed by the list, if there is any: "Transcribe this. Names: Karina, Belto."."""
-  return f"{instruction} Names: {', '.join(names)}." if names else instruction
+  """The instruction followed by the list, if there is any: "Transcribe this. Names may be Karina, Belto."."""
+  return f"{instruction} Names may be {', '.join(names)}." if names else instruction
 
 
 def biased_sentence(

@@ -50,7 +50,8 @@ def _words(sentence: str) -> list[str]:
   return sentence.removesuffix(".").split(" ")
 
 
-def _target(sentence: WorldSentence, task: str, target_language: str) -> str:
+def target_of(sentence: WorldSentence, task: str, target_language: str) -> str:
+  """The exact answer to a task that has wordings; `target_language` counts in translation."""
   if task == "list_names":
     return ", ".join(sentence.names) or NO_NAMES
   if task == "first_word":
@@ -102,7 +103,7 @@ def sample_text_example(
   else:
     asked = "repeat" if task == "biasing" else task
     options = wordings(asked, split, target_language if task == "translate" else None)
-    instruction, target = draws.choice(options), _target(sentence, task, target_language)
+    instruction, target = draws.choice(options), target_of(sentence, task, target_language)
   if task == "biasing":
     text, names = biased_sentence(text, sentence.names, draws, split)
     instruction = with_names(instruction, names)
