@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 RUN := --gin_file=experiments/mini.gin --gin.MODEL_DIR="'$(MODEL_DIR)'"
 SAMPLE := slm_jax/assets/mini/sample.jsonl
 
-.PHONY: setup demo test lint golden clean
+.PHONY: setup demo test lint golden study clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ test: lint
 
 golden: $(STAMP)
 	$(BIN)/python benchmarks/golden.py --model_dir $(MODEL_DIR)
+
+study: $(STAMP)
+	$(BIN)/python -m benchmarks.study
 
 clean:
 	rm -rf $(VENV) build *.egg-info

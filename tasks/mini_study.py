@@ -26,14 +26,14 @@ PAIRS = set(itertools.permutations(LANGUAGES, 2))
 TRAINED_PAIRS = {pair for pair in PAIRS if "en" in pair}
 # World's task → utterances to train on, and the seed of its sentences.
 TRAINED = {
-  "repeat": (6_000, 11),
-  "translate": (6_000, 12),
-  "first_word": (1_000, 13),
-  "last_word": (1_000, 14),
+  "repeat": (4_000, 11),
+  "translate": (4_000, 12),
+  "first_word": (600, 13),
+  "last_word": (600, 14),
 }
 NEVER_TRAINED = {"question": 15, "list_names": 16, "reverse": 17, "continue": 18, "reply": 19}
 NAMES = {"repeat": "asr", "translate": "ast"}
-SMALLER = {"140": 100, "700": 20, "2800": 5}  # utterances, and of how many the one that is kept
+SMALLER = {"92": 100, "460": 20, "1840": 5}  # utterances, and of how many the one that is kept
 
 
 class DeafSpeech(MiniSpeechSource):

@@ -310,6 +310,7 @@ class SpeechExample:
   language: str
   target_language: str
   voice: str
+  names: tuple[str, ...] = ()  # rare words that are said
 
 
 class EvalExamples:
@@ -372,6 +373,7 @@ def _speech_example(example: dict) -> SpeechExample:
     language=text("language"),
     target_language=text("target_language"),
     voice=text("voice"),
+    names=tuple(name for name in text("names").split("|") if name),
   )
 
 
