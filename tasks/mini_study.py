@@ -19,8 +19,9 @@ from slm_jax.data.example_source import Example
 from slm_jax.data.mini_world.lexicon import LANGUAGES
 from slm_jax.data.speech_corpus import MiniSpeechSource
 from slm_jax.data.speech_tasks import add_speech_task
-from slm_jax.data.vocabulary import MINI_VOCABULARY
+from slm_jax.data.vocabulary import MINI_VOCABULARY, vocabulary
 
+VOCABULARY = vocabulary(MINI_VOCABULARY)
 NUM_EVALUATED = 120
 PAIRS = set(itertools.permutations(LANGUAGES, 2))
 TRAINED_PAIRS = {pair for pair in PAIRS if "en" in pair}
@@ -57,7 +58,7 @@ def _register(
     pairs = TRAINED_PAIRS if task == "translate" else None
     name = f"{prefix}_{NAMES.get(task, task)}"
     source = made(task, sizes, seed=seed, pairs=pairs, **settings)
-    add_speech_task(name, source, MINI_VOCABULARY, kind=_kind(task))
+    add_speech_task(name, source, VOCABULARY, kind=_kind(task))
     rates.append((name, float(count)))
   seqio.MixtureRegistry.add(f"{prefix}_slm", rates)
 
@@ -69,7 +70,7 @@ def _kind(task: str) -> str:
 def _register_evaluated(name: str, task: str, seed: int, **settings) -> None:
   source = MiniSpeechSource(task, {"validation": NUM_EVALUATED}, seed=seed, **settings)
   kind = "transcription" if task in ("repeat", "biasing") else _kind(task)
-  add_speech_task(name, source, MINI_VOCABULARY, kind=kind)
+  add_speech_task(name, source, VOCABULARY, kind=kind)
 
 
 _register("study", validation=True)

@@ -2,8 +2,8 @@
 
   python -m benchmarks.study.measure --model_dir=runs/study/seed0 --output=runs/study/seed0/texts --systems=slm,shuffled
 
-Systems: `slm`; `shuffled` and `silenced`, with wrong audio and with none; and what no adapter takes part in: `ctc`, `oracle`
-(the LM given the correct transcript) and `cascade` (given the CTC head's).
+Systems: `slm`; `shuffled` and `silenced`, with wrong audio and with none; and what no adapter takes part in: `ctc`,
+`oracle` (the LM given the correct transcript) and `cascade` (given the CTC head's).
 """
 
 import argparse

@@ -134,11 +134,12 @@ class Dense(nn.Module):
 
   def _low_rank_update(self, x: jax.Array) -> jax.Array:
     """x [..., in] -> [..., features]."""
-    down_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    shapes = (x.shape[-1], self.lora_rank), (self.lora_rank, self.features)
     axes = (self.axes[0], "lora_rank"), ("lora_rank", self.axes[1])
-    down, up = (
-      nn.with_logical_partitioning(init, a)
-      for init, a in zip((down_init, nn.initializers.zeros), axes, strict=True)
-    )
-    x = multiply(x.astype(self.dtype), self.param("lora_down", down, (x.shape[-1], self.lora_rank)))
-    return multiply(x, self.param("lora_up", up, (self.lora_rank, self.features)))
+    x = x.astype(self.dtype)
+    for name, init, shape, names in zip(
+      ("lora_down", "lora_up"), (fan_in, nn.initializers.zeros), shapes, axes, strict=True
+    ):
+      x = multiply(x, declare(self, name, "float", init, shape, names))
+    return x
