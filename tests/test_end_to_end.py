@@ -121,7 +121,7 @@ def test_eval_scores_every_system_and_writes_a_report(evaluated):
   run_dir = evaluated
   lines = (run_dir / "inference_eval" / "tiny_asr-metrics.jsonl").read_text().split("\n")
   scores = json.loads(lines[0])["scores"]
-  assert set(scores) == {"slm", "ctc", "oracle", "shuffled"}
+  assert set(scores) == {"slm", "ctc", "cascade", "oracle", "shuffled", "silenced"}
   predictions = (run_dir / "inference_eval" / "tiny_ast-4.jsonl").read_text().strip().split("\n")
   assert len(predictions) == 5 and "prediction" in json.loads(predictions[0])
   page = (run_dir / "report.html").read_text()

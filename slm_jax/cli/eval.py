@@ -75,7 +75,15 @@ def _evaluate(eval_config, flags, run_processes) -> None:
     max_new_tokens=eval_config.task_feature_lengths["targets"],
   )
   kinds = {**registry.task_kinds(eval_config.tasks), **eval_config.task_kinds}
-  result = evaluate(model, examples, settings, kinds=kinds)
+  result = evaluate(
+    model,
+    examples,
+    settings,
+    kinds=kinds,
+    systems=eval_config.systems,
+    normaliser=eval_config.normaliser,
+    resampling=eval_config.resampling,
+  )
   if run_processes.index != 0:
     return
   for path in write_evaluation(result, eval_config.model_dir, step):

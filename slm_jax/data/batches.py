@@ -299,7 +299,11 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechExample:
-  """One utterance with an instruction and the answer expected. Text that a task lacks is ""."""
+  """One utterance with an instruction and the answer expected. Text that a task lacks is "".
+
+  `names` are the words that the answer must get right though they are rare, the biasing words: an example's field
+  `names`, in which | stands between them.
+  """
 
   id: str
   task: str
@@ -310,7 +314,7 @@ class SpeechExample:
   language: str
   target_language: str
   voice: str
-  names: tuple[str, ...] = ()  # rare words that are said
+  names: tuple[str, ...] = ()
 
 
 class EvalExamples:
@@ -373,7 +377,7 @@ def _speech_example(example: dict) -> SpeechExample:
     language=text("language"),
     target_language=text("target_language"),
     voice=text("voice"),
-    names=tuple(name for name in text("names").split("|") if name),
+    names=tuple(filter(None, text("names").split("|"))),
   )
 
 

@@ -31,8 +31,7 @@ class SpeechTask(seqio.Task):
   Read without a cache, it writes what cannot be used to where its cache would be.
 
   Attributes:
-    kind: of task, as `slm_jax eval` scores it: "transcription", "translation" or "answer"; "" leaves it
-      to the task's name.
+    kind: of task, as `slm_jax eval` scores it, key of `KIND_METRICS`; "" leaves it to the task's name.
   """
 
   def __init__(self, *args, kind: str = "", **kwargs):
@@ -80,8 +79,8 @@ def register_speech_task(
     instruction: what is asked about the speech, or several wordings of it; {column} stands for a
       record's text there. "": each record brings its own. None: the task has none (recognition by
       a CTC head).
-    metrics: of "wer", "cer", "exact" (transcription), "bleu", "chrf", "exact" (translation) or "exact"
-      alone (an answer).
+    metrics: of "wer", "cer", "exact" (transcription), "bleu", "chrf", "exact" (translation), "exact", "f1"
+      (an answer), "wer", "b_wer", "u_wer", "exact" (biasing) or "jga" (a dialogue state).
     target: the column that is the answer: "text", "translation", or another one of the data.
     columns: field of `Columns` → what it is called in the data.
     splits: of a source that is not split itself: name → share of the records (by a hash of

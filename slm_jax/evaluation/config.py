@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from slm_jax.evaluation.bootstrap import Resampling
+from slm_jax.evaluation.normalisers import normaliser_of
+from slm_jax.evaluation.runner import SYSTEMS, check_systems
 from slm_jax.training.recipes import AdapterRecipe
 from slm_jax.training.sharding import MeshConfig
 
@@ -22,8 +25,15 @@ class EvalConfig:
   # Checkpoint to score: None takes the newest in MODEL_DIR, "best" the one of least held-out loss.
   step: int | str | None = None
   num_beams: int = 1
-  # Task -> "transcription", "translation" or "answer"; tasks not named here are scored by exact match.
+  # Task -> key of `task_scores.KIND_METRICS`; tasks not named here are scored as "answer".
   task_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+  # What answers; see `runner`.
+  systems: tuple[str, ...] = SYSTEMS
+  # Of references and hypotheses before they are compared; see `normalisers`.
+  normaliser: str = "basic-1"
+  # Of the scores' 95 % intervals.
+  bootstrap_resamples: int = 1_000
+  bootstrap_seed: int = 0
   # Tasks whose offline cache is missing are synthesised with this many processes.
   cache_processes: int = 2
   # Over which model and batches are spread where there are several devices.
@@ -36,3 +46,10 @@ class EvalConfig:
       raise ValueError(
         f"batch_size={self.batch_size}, num_beams={self.num_beams}: expected at least 1"
       )
+    check_systems(self.systems)
+    normaliser_of(self.normaliser)
+    assert self.resampling  # raises for numbers that are none
+
+  @property
+  def resampling(self) -> Resampling:
+    return Resampling(resamples=self.bootstrap_resamples, seed=self.bootstrap_seed)

@@ -19,9 +19,10 @@ from etils import epath
 
 from slm_jax.audio.files import SAMPLE_RATE
 from slm_jax.evaluation.loss_curve import loss_curve_svg
+from slm_jax.evaluation.normalisers import normalise_basic
 from slm_jax.evaluation.report_style import STYLE
 from slm_jax.evaluation.runner import Prediction, TaskEvaluation
-from slm_jax.evaluation.scores import normalise_basic
+from slm_jax.evaluation.task_scores import KIND_METRICS
 
 _AUDIO_BUDGET = 4_000_000  # characters of base64, to keep the page below 5 MB
 _MAX_PLAYED_SECONDS = 600  # longer audio exceeds the budget even as MP3: not worth encoding
@@ -29,8 +30,10 @@ _MAX_PLAYED_SECONDS = 600  # longer audio exceeds the budget even as MP3: not wo
 _SYSTEM_NAMES = {
   "slm": "SLM (speech + instruction)",
   "ctc": "Speech encoder's own CTC",
+  "cascade": "Cascade (CTC text into the LM)",
   "oracle": "Text oracle (LM + correct transcript)",
   "shuffled": "SLM on another recording",
+  "silenced": "SLM on silence",
 }
 _METRIC_NAMES = {
   "wer": "WER",
@@ -38,6 +41,10 @@ _METRIC_NAMES = {
   "bleu": "BLEU",
   "chrf": "chrF",
   "exact": "Exact",
+  "f1": "F1",
+  "b_wer": "B-WER",
+  "u_wer": "U-WER",
+  "jga": "JGA",
 }
 
 
@@ -171,8 +178,7 @@ def _findings(evaluations: Sequence[TaskEvaluation]) -> str:
   """The run's claims, each as a sentence with its numbers and whether it holds."""
   lines = []
   for task in evaluations:
-    metric = "wer" if task.kind == "transcription" else "bleu"
-    metric = "exact" if task.kind == "answer" else metric
+    metric = KIND_METRICS[task.kind][0]
     values = {system: scores[metric].value for system, scores in task.scores.items()}
     name, label = escape(task.task), _METRIC_NAMES[metric]
     slm = values["slm"]

@@ -1,12 +1,14 @@
 """Evaluates a model on held-out speech, beside its own CTC head, its text oracle and wrong audio.
 
-Four systems answer the same examples:
+Six systems answer the same examples:
   slm       speech and instruction through the adapter.
-  ctc       the frozen speech encoder's greedy CTC text of the same audio (transcription only, and
-            where it has a CTC head and its tokenizer).
+  ctc       the frozen speech encoder's greedy CTC text of the same audio (where the words are asked for, and
+            the encoder has a CTC head and its tokenizer).
+  cascade   the frozen LM on that CTC text and the instruction: what there is without an adapter.
   oracle    the frozen LM on the correct transcript and the instruction: what perfect hearing gives.
   shuffled  the SLM on another example's audio. A model that listens collapses here; one that
             guesses from the instruction, or has learnt the targets' distribution, does not.
+  silenced  the SLM on digital silence of the same length: what it says when nothing is said.
 """
 
 import dataclasses
@@ -17,7 +19,8 @@ from typing import Protocol
 import numpy as np
 
 from slm_jax.audio.files import SAMPLE_RATE
-from slm_jax.evaluation import scores
+from slm_jax.evaluation import task_scores
+from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.generation import (
   GenerationSettings,
   Hypothesis,
@@ -29,12 +32,16 @@ from slm_jax.evaluation.generation import (
   transcribe_with_ctc,
 )
 from slm_jax.evaluation.scores import Score
+from slm_jax.evaluation.task_scores import KIND_METRICS, SPOKEN_KINDS, TASK_KINDS
 
-SYSTEMS = ("slm", "ctc", "oracle", "shuffled")
+SYSTEMS = ("slm", "ctc", "cascade", "oracle", "shuffled", "silenced")
 
 
 class SpeechExample(Protocol):
-  """What an example must offer; any object with these attributes serves."""
+  """What an example must offer; any object with these attributes serves.
+
+  `names`, the biasing words of the example, may be left out.
+  """
 
   @property
   def id(self) -> str: ...
@@ -56,27 +63,6 @@ class SpeechExample(Protocol):
   def voice(self) -> str: ...
 
 
-# Which scores a task gets. A task of another name is scored as "answer", by exact match.
-TASK_KINDS: Mapping[str, str] = {
-  "repeat": "transcription",
-  "asr": "transcription",
-  "translate": "translation",
-  "ast": "translation",
-}
-KIND_METRICS: Mapping[str, tuple[str, ...]] = {
-  "transcription": ("wer", "cer", "exact"),
-  "translation": ("bleu", "chrf", "exact"),
-  "answer": ("exact",),
-}
-_METRICS: Mapping[str, Callable[..., Score]] = {
-  "wer": scores.wer,
-  "cer": scores.cer,
-  "bleu": scores.bleu,
-  "chrf": scores.chrf,
-  "exact": scores.exact_match,
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
   """One example and every system's text for it; `shuffled_with` is the id whose audio was heard."""
@@ -92,6 +78,7 @@ class Prediction:
   score: float  # the SLM's own, NaN where it gives none
   texts: Mapping[str, str]
   shuffled_with: str | None
+  names: tuple[str, ...] = ()  # biasing words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +87,11 @@ class TaskEvaluation:
 
   Attributes:
     kind: key of `KIND_METRICS`.
-    scores: system → metric → Score. "ctc" only for transcription; "shuffled" is absent when the
+    scores: system → metric → Score. "ctc" only where the words are asked for; "shuffled" is absent when the
       examples offer no other audio (one example, or one sentence spoken more than half the time).
-    seconds: system → wall time, compilation included.
+    rates: system → rate of `behaviour` → Score.
+    agreement: metric → Score of the SLM's texts with the oracle's as references; empty without an oracle.
+    seconds: system → wall time, compilation included, of what was not kept from an earlier attempt.
     first_batch_seconds: the SLM's first batch, which holds its compilation.
   """
 
@@ -113,6 +102,8 @@ class TaskEvaluation:
   audio_seconds: float
   seconds: Mapping[str, float]
   first_batch_seconds: float
+  rates: Mapping[str, Mapping[str, Score]] = dataclasses.field(default_factory=dict)
+  agreement: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +120,9 @@ def evaluate(
   settings: GenerationSettings | None = None,
   *,
   kinds: Mapping[str, str] | None = None,
+  systems: Sequence[str] = SYSTEMS,
+  normaliser: str = "basic-1",
+  resampling: Resampling | None = None,
   shuffle_seed: int = 0,
   on_progress: Callable[[str, str, int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -139,14 +133,18 @@ def evaluate(
     examples: of any tasks, mixed or not; examples of one task are scored together.
     settings: batch size and decoding.
     kinds: task → key of `KIND_METRICS`, over `TASK_KINDS`.
+    systems: of `SYSTEMS`, "slm" among them.
+    normaliser: key of `normalisers.NORMALISERS`.
+    resampling: of the scores' intervals; None: scores have none.
     shuffle_seed: of the wrong audio.
     on_progress: called with (task, system, done, total) after each text.
 
   Raises:
-    ValueError: no examples, or a kind that is unknown.
+    ValueError: no examples, or a kind or system that is unknown.
   """
   if not examples:
     raise ValueError("no examples to evaluate")
+  check_systems(systems)
   settings = settings or GenerationSettings()
   kinds = {**TASK_KINDS, **(kinds or {})}
   unknown = sorted(set(kinds.values()) - set(KIND_METRICS))
@@ -159,22 +157,26 @@ def evaluate(
   by_task: dict[str, list[SpeechExample]] = {}
   for example in examples:
     by_task.setdefault(example.task, []).append(example)
-  return EvaluationResult(
-    tasks=tuple(
-      _evaluate_task(
-        model,
-        task,
-        kinds.get(task, "answer"),
-        rows,
-        settings,
-        prompt_length,
-        shuffle_seed,
-        on_progress or (lambda *_: None),
-      )
-      for task, rows in by_task.items()
-    ),
-    settings=settings,
-  )
+  tasks = []
+  for task, rows in by_task.items():
+    kind = kinds.get(task, "answer")
+    answers = _Answers(
+      model, task, kind, rows, settings, prompt_length, on_progress or (lambda *_: None)
+    )
+    others = derangement([e.transcript for e in rows], shuffle_seed)
+    for system in SYSTEMS:
+      if system in systems:
+        answers.add(system, others)
+    tasks.append(_evaluated(answers, others, normaliser, resampling))
+  return EvaluationResult(tasks=tuple(tasks), settings=settings)
+
+
+def check_systems(systems: Sequence[str]) -> None:
+  """Raises ValueError unless all are of `SYSTEMS` and "slm" is one."""
+  if unknown := sorted(set(systems) - set(SYSTEMS)):
+    raise ValueError(f"unknown systems {unknown}; known: {SYSTEMS}")
+  if "slm" not in systems:
+    raise ValueError(f"systems={tuple(systems)} must name slm, which the others are compared with")
 
 
 def derangement(keys: Sequence[Hashable], seed: int) -> list[int] | None:
@@ -199,80 +201,152 @@ def derangement(keys: Sequence[Hashable], seed: int) -> list[int] | None:
   return result
 
 
-def _evaluate_task(
-  model: SpeechModel,
-  task: str,
-  kind: str,
-  examples: Sequence[SpeechExample],
-  settings: GenerationSettings,
-  prompt_length: int,
-  shuffle_seed: int,
-  on_progress: Callable[[str, str, int, int], None],
-) -> TaskEvaluation:
-  texts: dict[str, list[str]] = {}
-  seconds: dict[str, float] = {}
-  waited: dict[str, float] = {}  # until the first text
-  own_scores: list[float] = []
+class _Answers:
+  """Every system's texts of one task."""
 
-  def collect(system: str, answers: Iterable[str]) -> None:
-    begin, texts[system] = time.perf_counter(), []
-    for text in answers:
-      waited.setdefault(system, time.perf_counter() - begin)
-      texts[system].append(text)
-      on_progress(task, system, len(texts[system]), len(examples))
-    seconds[system] = time.perf_counter() - begin
+  def __init__(
+    self,
+    model: SpeechModel,
+    task: str,
+    kind: str,
+    examples: Sequence[SpeechExample],
+    settings: GenerationSettings,
+    prompt_length: int,
+    on_progress: Callable[[str, str, int, int], None],
+  ):
+    self.task, self.kind, self.examples = task, kind, examples
+    self.texts: dict[str, list[str]] = {}
+    self.seconds: dict[str, float] = {}
+    self.first_batch_seconds = 0.0
+    self.own_scores: list[float] = []
+    self._model, self._settings, self._prompt_length = model, settings, prompt_length
+    self._on_progress = on_progress
+    self._heard: list[str] | None = None
 
-  def listen(sources: Sequence[SpeechExample]) -> Iterator[Hypothesis]:
+  def add(self, system: str, others: Sequence[int] | None) -> None:
+    """Lets a system answer, where it can; `others`: whose audio a shuffled one hears."""
+    examples = self.examples
+    if system == "slm":
+      self._collect(system, self._listened([e.audio for e in examples]))
+    elif system == "ctc" and self.kind in SPOKEN_KINDS and self._model.has_ctc:
+      self._collect(system, self._transcribed())
+      self._heard = self.texts[system]
+    elif system == "cascade" and self._model.has_ctc:
+      begin = time.perf_counter()
+      heard = self._heard if self._heard is not None else [t for t, _ in self._transcribed()]
+      self._collect(system, self._read(heard), begin)
+    elif system == "oracle":
+      self._collect(system, self._read([e.transcript for e in examples]))
+    elif system == "shuffled" and others is not None:
+      self._collect(system, self._listened([examples[i].audio for i in others]))
+    elif system == "silenced":
+      self._collect(system, self._listened([np.zeros_like(e.audio) for e in examples]))
+
+  def _collect(
+    self, system: str, answers: Iterable[tuple[str, float]], begin: float | None = None
+  ) -> None:
+    begin = time.perf_counter() if begin is None else begin
+    texts: list[str] = []
+    for text, score in answers:
+      if system == "slm":
+        self.first_batch_seconds = self.first_batch_seconds or time.perf_counter() - begin
+        self.own_scores.append(score)
+      texts.append(text)
+      self._on_progress(self.task, system, len(texts), len(self.examples))
+    self.texts[system] = texts
+    self.seconds[system] = time.perf_counter() - begin
+
+  def _listened(self, recordings: Sequence[np.ndarray]) -> Iterator[tuple[str, float]]:
     requests = (
-      (source.audio, example.instruction) for source, example in zip(sources, examples, strict=True)
+      (audio, example.instruction) for audio, example in zip(recordings, self.examples, strict=True)
     )
-    return hypothesise(model, requests, settings, prompt_length=prompt_length)
+    found = hypothesise(self._model, requests, self._settings, prompt_length=self._prompt_length)
+    return _with_scores(found)
 
-  def listen_and_score() -> Iterator[str]:
-    for hypothesis in listen(examples):
-      own_scores.append(hypothesis.score)
-      yield hypothesis.text
+  def _transcribed(self) -> Iterator[tuple[str, float]]:
+    recordings = (example.audio for example in self.examples)
+    return _with_scores(transcribe_with_ctc(self._model, recordings, self._settings.batch_size))
 
-  collect("slm", listen_and_score())
-  if kind == "transcription" and model.has_ctc:
-    heard = transcribe_with_ctc(model, (e.audio for e in examples), settings.batch_size)
-    collect("ctc", (hypothesis.text for hypothesis in heard))
-  collect(
-    "oracle", answer_texts(model, [(e.transcript, e.instruction) for e in examples], settings)
+  def _read(self, transcripts: Sequence[str]) -> Iterator[tuple[str, float]]:
+    requests = [
+      (transcript, example.instruction)
+      for transcript, example in zip(transcripts, self.examples, strict=True)
+    ]
+    for text in answer_texts(self._model, requests, self._settings):
+      yield text, float("nan")
+
+
+def _with_scores(found: Iterable[Hypothesis]) -> Iterator[tuple[str, float]]:
+  return ((hypothesis.text, hypothesis.score) for hypothesis in found)
+
+
+def _evaluated(
+  answers: _Answers,
+  others: Sequence[int] | None,
+  normaliser: str,
+  resampling: Resampling | None,
+) -> TaskEvaluation:
+  examples = answers.examples
+  predictions = tuple(
+    Prediction(
+      id=e.id,
+      instruction=e.instruction,
+      transcript=e.transcript,
+      target=e.target,
+      language=e.language,
+      target_language=e.target_language,
+      voice=e.voice,
+      seconds=len(e.audio) / SAMPLE_RATE,
+      score=answers.own_scores[i],
+      texts={system: texts[i] for system, texts in answers.texts.items()},
+      shuffled_with=None
+      if others is None or "shuffled" not in answers.texts
+      else examples[others[i]].id,
+      names=tuple(getattr(e, "names", ())),
+    )
+    for i, e in enumerate(examples)
   )
-  others = derangement([e.transcript for e in examples], shuffle_seed)
-  if others is not None:
-    collect("shuffled", (h.text for h in listen([examples[i] for i in others])))
   return TaskEvaluation(
-    task=task,
-    kind=kind,
-    scores={system: _score(kind, examples, answers) for system, answers in texts.items()},
-    predictions=tuple(
-      Prediction(
-        id=e.id,
-        instruction=e.instruction,
-        transcript=e.transcript,
-        target=e.target,
-        language=e.language,
-        target_language=e.target_language,
-        voice=e.voice,
-        seconds=len(e.audio) / SAMPLE_RATE,
-        score=own_scores[i],
-        texts={system: answers[i] for system, answers in texts.items()},
-        shuffled_with=None if others is None else examples[others[i]].id,
-      )
-      for i, e in enumerate(examples)
-    ),
-    audio_seconds=sum(len(e.audio) for e in examples) / SAMPLE_RATE,
-    seconds=seconds,
-    first_batch_seconds=waited["slm"],
+    task=answers.task,
+    kind=answers.kind,
+    predictions=predictions,
+    audio_seconds=sum(p.seconds for p in predictions),
+    seconds=answers.seconds,
+    first_batch_seconds=answers.first_batch_seconds,
+    **scored(answers.kind, predictions, normaliser, resampling),
   )
 
 
-def _score(
-  kind: str, examples: Sequence[SpeechExample], answers: Sequence[str]
-) -> dict[str, Score]:
-  """Every metric of the kind, per language of the target (the language translated into)."""
-  targets = [example.target for example in examples]
-  languages = [example.target_language or example.language for example in examples]
-  return {metric: _METRICS[metric](targets, answers, languages) for metric in KIND_METRICS[kind]}
+def scored(
+  kind: str,
+  predictions: Sequence[Prediction],
+  normaliser: str,
+  resampling: Resampling | None,
+) -> dict[str, dict]:
+  """The scores of texts that are there: a `TaskEvaluation`'s `scores`, `rates` and `agreement`."""
+  texts = {
+    system: [prediction.texts[system] for prediction in predictions]
+    for system in predictions[0].texts
+  }
+  return {
+    "scores": {
+      system: task_scores.score_system(
+        kind, predictions, answers, normaliser=normaliser, resampling=resampling
+      )
+      for system, answers in texts.items()
+    },
+    "rates": {
+      system: task_scores.rate_system(kind, system, predictions, answers, resampling)
+      for system, answers in texts.items()
+      if system != "ctc"
+    },
+    "agreement": task_scores.agreement(
+      texts["slm"],
+      texts["oracle"],
+      task_scores.target_languages(predictions),
+      normaliser=normaliser,
+      resampling=resampling,
+    )
+    if "oracle" in texts
+    else {},
+  }

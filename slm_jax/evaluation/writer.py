@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from slm_jax.evaluation.runner import EvaluationResult, Prediction, TaskEvaluation
+from slm_jax.evaluation.scores import Score
 from slm_jax.paths import run_folder
 
 
@@ -49,14 +50,21 @@ def metrics_line(task: TaskEvaluation, step: int, decoding: Mapping[str, Any]) -
     "kind": task.kind,
     "count": len(task.predictions),
     "decoding": dict(decoding),
-    "scores": {
-      system: {metric: dataclasses.asdict(score) for metric, score in metrics.items()}
-      for system, metrics in task.scores.items()
-    },
+    "scores": _tables(task.scores),
+    "rates": _tables(task.rates),
+    "agreement": _table(task.agreement),
     "audio_seconds": task.audio_seconds,
     "seconds": dict(task.seconds),
     "first_batch_seconds": task.first_batch_seconds,
   }
+
+
+def _tables(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, Any]]:
+  return {system: _table(table) for system, table in scores.items()}
+
+
+def _table(scores: Mapping[str, Score]) -> dict[str, Any]:
+  return {name: dataclasses.asdict(score) for name, score in scores.items()}
 
 
 def write_json_lines(path: epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -101,6 +109,7 @@ def _prediction_line(prediction: Prediction) -> dict[str, Any]:
       "target_language": prediction.target_language,
       "voice": prediction.voice,
       "duration": prediction.seconds,
+      "names": list(prediction.names),
     },
     "prediction": texts.pop("slm"),
     "target": prediction.target,

@@ -14,10 +14,8 @@ from slm_jax.cli.main import main
 from slm_jax.data import registry as task_registry
 from slm_jax.data.seqio_cache import cache_task
 from slm_jax.data.speech_tasks import register_speech_task
-from slm_jax.data.task_metrics import KINDS
 from slm_jax.data.vocabulary import MINI_VOCABULARY, vocabulary
 from slm_jax.errors import UserError
-from slm_jax.evaluation.runner import KIND_METRICS
 
 SPEAKERS = ("ann", "bob", "eve")
 
@@ -108,7 +106,12 @@ def test_a_task_without_an_instruction_has_no_inputs(registry):
 
 @pytest.mark.parametrize(
   ("metrics", "kind"),
-  [(["wer", "cer"], "transcription"), (["bleu", "exact"], "translation"), (["exact"], "answer")],
+  [
+    (["wer", "cer"], "transcription"),
+    (["bleu", "exact"], "translation"),
+    (["exact"], "answer"),
+    (["jga"], "dialogue_state"),
+  ],
 )
 def test_metrics_are_seqio_s_and_decide_how_eval_scores(registry, metrics, kind):
   register_speech_task("scored", "m.jsonl", metrics=metrics)
@@ -121,8 +124,11 @@ def test_metrics_are_seqio_s_and_decide_how_eval_scores(registry, metrics, kind)
   assert wrong.get("wer", 25.0) == 25.0 and wrong.get("exact", 50.0) == 50.0
 
 
-def test_kinds_are_those_of_the_evaluation():
-  assert dict(KINDS) == dict(KIND_METRICS)
+def test_metrics_that_need_names_are_not_seqio_s(registry):
+  register_speech_task("biased", "m.jsonl", metrics=["wer", "b_wer", "u_wer"])
+  task = seqio.TaskRegistry.get("biased")
+  assert task_registry.task_kinds(["biased"]) == {"biased": "biasing"}
+  assert [name for metric in task.metric_fns for name in metric(["a"], ["a"])] == ["wer"]
 
 
 @pytest.mark.parametrize(

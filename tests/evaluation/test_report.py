@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from slm_jax.evaluation import report, runner
+from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.loss_curve import loss_curve_svg
 from slm_jax.evaluation.report import ReportDemo, ReportSample, RunSummary
 from slm_jax.evaluation.runner import Prediction, TaskEvaluation
@@ -44,17 +45,10 @@ def _task(task: str, kind: str, texts: dict[str, str], target: str) -> TaskEvalu
     )
     for i, language in enumerate(("en", "de"))
   )
-  metrics = runner.KIND_METRICS[kind]
-  scores = {
-    system: {
-      metric: runner._METRICS[metric]([target] * 2, [text] * 2, ["en", "de"]) for metric in metrics
-    }
-    for system, text in texts.items()
-  }
   return TaskEvaluation(
     task=task,
     kind=kind,
-    scores=scores,
+    **runner.scored(kind, predictions, "basic-1", Resampling(resamples=20)),
     predictions=predictions,
     audio_seconds=2.0,
     seconds=dict.fromkeys(texts, 0.5),

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from slm_jax.evaluation import runner, writer
+from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.generation import GenerationSettings
+from slm_jax.evaluation.task_scores import KIND_METRICS
 from tests.fake_speech_model import FakeSpeechModel, speak, spell
 
 
@@ -62,7 +64,7 @@ def test_every_task_is_scored_by_its_kind(result):
   ]
   for task in result.tasks:
     for scores in task.scores.values():
-      assert tuple(scores) == runner.KIND_METRICS[task.kind]
+      assert tuple(scores) == KIND_METRICS[task.kind]
 
 
 def test_a_model_that_hears_perfectly_is_perfect_and_its_ctc_is_not(result):
@@ -71,10 +73,82 @@ def test_a_model_that_hears_perfectly_is_perfect_and_its_ctc_is_not(result):
   assert repeat.scores["slm"]["wer"].per_language == {"de": 0.0, "en": 0.0}
   assert repeat.scores["ctc"]["wer"].value == pytest.approx(20.0)  # drops one word of five
   translate = result.tasks[1]
-  assert set(translate.scores) == {"slm", "oracle", "shuffled"}
+  assert set(translate.scores) == {"slm", "cascade", "oracle", "shuffled", "silenced"}
   assert translate.scores["slm"]["bleu"].value == pytest.approx(100.0)
   assert translate.scores["oracle"]["bleu"].value == pytest.approx(100.0)
   assert translate.scores["slm"]["bleu"].per_language == {"fr": pytest.approx(100.0)}
+
+
+def test_a_cascade_reads_what_the_encoder_heard(result):
+  repeat, translate = result.tasks[:2]
+  assert [p.texts["cascade"] for p in repeat.predictions] == [
+    p.texts["ctc"] for p in repeat.predictions
+  ]
+  # Not scored as a system of its own where something else is asked for, but read all the same.
+  assert "ctc" not in translate.scores
+  for prediction in translate.predictions:
+    assert prediction.texts["cascade"] == " ".join(prediction.target.split()[1:])
+
+
+def test_silence_makes_a_listener_silent_and_a_guesser_insert(result):
+  for task in result.tasks:
+    assert task.rates["silenced"]["inserted"].value == 0.0
+  deaf = runner.evaluate(FakeSpeechModel(listens=False), _examples("repeat", 4), SETTINGS)
+  assert deaf.tasks[0].rates["silenced"]["inserted"].value == 100.0
+
+
+def test_systems_can_be_chosen():
+  model = FakeSpeechModel()
+  task = runner.evaluate(model, _examples("repeat", 4), SETTINGS, systems=("cascade", "slm")).tasks[
+    0
+  ]
+  assert tuple(task.scores) == ("slm", "cascade")
+  assert task.agreement == {} and task.predictions[0].shuffled_with is None
+  for systems, says in ((("slm", "cascada"), "cascada"), (("oracle",), "must name slm")):
+    with pytest.raises(ValueError, match=says):
+      runner.evaluate(model, _examples("repeat", 4), SETTINGS, systems=systems)
+
+
+def test_agreement_compares_with_the_oracles_texts_not_the_targets(result):
+  assert {m: s.value for m, s in result.tasks[0].agreement.items()} == {
+    "exact": 100.0,
+    "wer": 0.0,
+    "chrf": pytest.approx(100.0),
+  }
+  examples = [dataclasses.replace(e, target="other") for e in _examples("question", 3)]
+  task = runner.evaluate(FakeSpeechModel(), examples, SETTINGS).tasks[0]
+  assert task.scores["slm"]["exact"].value == 0.0
+  assert task.agreement["exact"].value == 100.0
+
+
+def test_every_score_has_an_interval_around_it_if_asked():
+  examples = _examples("repeat", 7) + _examples("translate", 4)
+  for task in runner.evaluate(
+    FakeSpeechModel(), examples, SETTINGS, resampling=Resampling(resamples=50)
+  ).tasks:
+    tables = [*task.scores.values(), *task.rates.values(), task.agreement]
+    for score in (score for table in tables for score in table.values()):
+      assert score.interval is not None
+      assert score.interval[0] - 1e-9 <= score.value <= score.interval[1] + 1e-9
+      assert score.language_intervals.keys() == score.per_language.keys()
+
+
+def test_names_of_examples_give_biased_error_rates():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Named(Example):
+    names: tuple[str, ...]
+
+  examples = [
+    Named(**vars(e), names=(e.transcript.split()[0], "unsaid")) for e in _examples("named", 4)
+  ]
+  kinds = {"named": "biasing"}
+  task = runner.evaluate(FakeSpeechModel(), examples, SETTINGS, kinds=kinds).tasks[0]
+  assert tuple(task.scores["slm"]) == ("wer", "b_wer", "u_wer", "exact")
+  ctc = task.scores["ctc"]  # lacks the first word, which is the name
+  assert (ctc["b_wer"].value, ctc["u_wer"].value) == (100.0, 0.0)
+  assert task.predictions[0].names == ("w1", "unsaid")
+  plain = runner.evaluate(FakeSpeechModel(), _examples("named", 4), SETTINGS, kinds=kinds).tasks[0]
+  assert tuple(plain.scores["slm"]) == ("wer", "exact")
 
 
 def test_wrong_audio_makes_a_listener_collapse(result):
@@ -99,14 +173,14 @@ def test_all_tasks_share_one_shape():
 
 def test_one_example_has_no_wrong_audio():
   task = runner.evaluate(FakeSpeechModel(), _examples("repeat", 1), SETTINGS).tasks[0]
-  assert set(task.scores) == {"slm", "ctc", "oracle"}
+  assert set(task.scores) == {"slm", "ctc", "cascade", "oracle", "silenced"}
   assert task.predictions[0].shuffled_with is None
 
 
 def test_an_encoder_without_a_head_is_not_asked_for_its_ctc():
   model = FakeSpeechModel(has_ctc=False)
   task = runner.evaluate(model, _examples("repeat", 4), SETTINGS).tasks[0]
-  assert set(task.scores) == {"slm", "oracle", "shuffled"}
+  assert set(task.scores) == {"slm", "oracle", "shuffled", "silenced"}
   assert not any(shape[0] == "ctc" for shape in model.shapes)
 
 
@@ -116,7 +190,7 @@ def test_timings_and_progress():
     FakeSpeechModel(), _examples("repeat", 4), SETTINGS, on_progress=lambda *args: seen.append(args)
   )
   task = result.tasks[0]
-  assert set(task.seconds) == {"slm", "ctc", "oracle", "shuffled"}
+  assert tuple(task.seconds) == runner.SYSTEMS
   assert 0 < task.first_batch_seconds <= task.seconds["slm"]
   assert task.audio_seconds == pytest.approx(4 * 1_000 / 16_000)
   assert [s for s in seen if s[1] == "slm"] == [("repeat", "slm", i, 4) for i in (1, 2, 3, 4)]
@@ -175,7 +249,7 @@ def test_predictions_and_metrics_are_written(tmp_path, result):
   assert len(lines) == 4
   assert lines[0]["inputs"]["instruction"] == ":translate"
   assert lines[0]["prediction"] == lines[0]["target"] == "W1 W2 W3 W4 W5"
-  assert set(lines[0]["others"]) == {"oracle", "shuffled"}
+  assert set(lines[0]["others"]) == {"cascade", "oracle", "shuffled", "silenced"}
   (metrics,) = _lines(tmp_path / "inference_eval" / "translate-metrics.jsonl")
   assert metrics["step"] == 1200 and metrics["decoding"]["num_beams"] == 1
   assert metrics["scores"]["slm"]["bleu"]["value"] == pytest.approx(100.0)
