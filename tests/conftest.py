@@ -6,8 +6,10 @@ from pathlib import Path
 
 # The virtual devices of a CPU share a few threads, each of which waits inside a collective. Run in the order of the
 # program, all devices come to the same one; run concurrently, they may wait in different ones until XLA aborts.
+# Most of the tests' time is LLVM's, on programs that run once: it need not optimise them.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
