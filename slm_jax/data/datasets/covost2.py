@@ -1,7 +1,7 @@
 """CoVoST 2: Common Voice recordings with translations, from 21 languages into English and from English into 15."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
@@ -64,21 +64,29 @@ class Covost2(SpeechCorpusBuilder):
     translations = read_text(
       self.archive(dl_manager, table, f"covost_v2.{config.name}.tsv", url=f"{URL}/{table}"), ".tsv"
     )
-    rows = list(_rows(translations, table, ("path", "translation", "split")))
-    spoken = _spoken(common_voice)
+    rows, damaged = _parted(_rows(translations, table, ("path", "translation", "split")))
+    spoken, damaged_too = _spoken(common_voice)
+    # A damaged row names no split.
+    found: dict[str, list[_Row | LeftOut]] = {"train": [*damaged, *damaged_too]}
+    for split, values in SPLITS.items():
+      found.setdefault(split, []).extend(row for row in rows if row["split"] in values)
     return {
-      split: self._generate_examples(
-        split, _records(common_voice, [r for r in rows if r["split"] in values], spoken, config)
-      )
-      for split, values in SPLITS.items()
+      split: self._generate_examples(split, _records(common_voice, found[split], spoken, config))
+      for split in SPLITS
     }
 
 
 def _records(
-  common_voice: Path, rows: list[_Row], spoken: Mapping[str, _Row], config: Covost2Config
+  common_voice: Path,
+  rows: list[_Row | LeftOut],
+  spoken: Mapping[str, _Row],
+  config: Covost2Config,
 ) -> Iterator[SpeechRecord | LeftOut]:
   wanted: dict[str, _Row] = {}
   for row in rows:
+    if isinstance(row, LeftOut):
+      yield row
+      continue
     clip = _stem(row["path"])
     if clip in wanted:
       yield LeftOut(clip, "listed twice", problem=False)
@@ -112,19 +120,28 @@ def _records(
     yield LeftOut(clip, "clip missing")
 
 
-def _spoken(common_voice: Path) -> dict[str, _Row]:
-  """Clip → its row in Common Voice's validated.tsv, the first where there are several."""
+def _spoken(common_voice: Path) -> tuple[dict[str, _Row], list[LeftOut]]:
+  """Clip → its row in Common Voice's validated.tsv, the first where there are several; damaged rows."""
   for name, read in members(common_voice):
     if PurePosixPath(name).name == "validated.tsv":
       place = f"{common_voice}:{name}"
+      columns = ("path", "sentence", "client_id")
+      rows, damaged = _parted(_rows(decode(read(), place), place, columns))
       found: dict[str, _Row] = {}
-      for row in _rows(decode(read(), place), place, ("path", "sentence", "client_id")):
+      for row in rows:
         found.setdefault(_stem(row["path"]), row)
-      return found
+      return found, damaged
   raise UserError(f"{common_voice} has no validated.tsv; expected an archive of Common Voice 4")
 
 
-def _rows(content: str, name: str, columns: tuple[str, ...]) -> Iterator[_Row]:
+def _parted(rows: Iterable[_Row | LeftOut]) -> tuple[list[_Row], list[LeftOut]]:
+  found, damaged = [], []
+  for row in rows:
+    (damaged if isinstance(row, LeftOut) else found).append(row)
+  return found, damaged
+
+
+def _rows(content: str, name: str, columns: tuple[str, ...]) -> Iterator[_Row | LeftOut]:
   """Rows of a TSV with header. Quotation marks do not quote; a backslash takes the next as it is."""
   lines = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
   header = lines[0].split("\t") if lines else []
@@ -133,10 +150,9 @@ def _rows(content: str, name: str, columns: tuple[str, ...]) -> Iterator[_Row]:
   for number, line in enumerate(lines[1:], start=2):
     values = [re.sub(r"\\(.)", r"\1", value) for value in re.split(r"(?<!\\)\t", line)]
     if len(values) != len(header):
-      raise UserError(
-        f"{name}:{number} has {len(values)} columns, its header {len(header)}; download it again"
-      )
-    yield dict(zip(header, values, strict=True))
+      yield LeftOut(f"{name}:{number}", f"{len(values)} columns, expected {len(header)}")
+    else:
+      yield dict(zip(header, values, strict=True))
 
 
 def _unquoted(text: str) -> str:

@@ -91,7 +91,7 @@ def _lists(archive: Path, config: EuroparlStConfig) -> dict[str, dict[str, list[
 
 def _segments(
   archive: Path, folder: str, lists: dict[str, list[str]], config: EuroparlStConfig
-) -> list[_Segment]:
+) -> list[_Segment | LeftOut]:
   files = ("segments.lst", f"segments.{config.source}", f"segments.{config.target}")
   columns = [lists.get(file, []) for file in files]
   if len({len(column) for column in columns}) != 1:
@@ -99,16 +99,15 @@ def _segments(
     raise UserError(
       f"{archive}, {config.name}/{folder}: lines differ ({counts}); download it again"
     )
-  segments = []
+  segments: list[_Segment | LeftOut] = []
   for number, (place, text, translation) in enumerate(zip(*columns, strict=True)):
     try:
       recording, start, stop = place.split()
       times = float(start), float(stop)
-    except ValueError as error:
-      raise UserError(
-        f"{archive}, {config.name}/{folder}/segments.lst:{number + 1}: {place!r} is not a recording, "
-        "its start and its end; download it again"
-      ) from error
+    except ValueError:
+      name = f"{archive}, {config.name}/{folder}/segments.lst:{number + 1}"
+      segments.append(LeftOut(name, f"{place!r} is not a recording, its start and its end"))
+      continue
     segments.append(
       _Segment(
         id=f"{recording}_{number:06d}",
@@ -123,11 +122,14 @@ def _segments(
 
 
 def _records(
-  archive: Path, segments: list[_Segment], config: EuroparlStConfig
+  archive: Path, segments: list[_Segment | LeftOut], config: EuroparlStConfig
 ) -> Iterator[SpeechRecord | LeftOut]:
   waiting: dict[str, list[_Segment]] = {}
   for segment in segments:
-    waiting.setdefault(segment.recording, []).append(segment)
+    if isinstance(segment, LeftOut):
+      yield segment
+    else:
+      waiting.setdefault(segment.recording, []).append(segment)
   audio = re.compile(rf"(?:^|/){config.source}/audios/[^/]+$")
   for name, read in members(archive):
     recording = PurePosixPath(name).stem

@@ -58,35 +58,43 @@ class MultilingualLibrispeech(SpeechCorpusBuilder):
     assert isinstance(config, MultilingualLibrispeechConfig)
     name = f"mls_{config.name}.tar.gz"
     path = self.archive(dl_manager, name, url=f"{URL}/{name}")
-    transcripts = _transcripts(path)
+    transcripts, damaged = _transcripts(path)
+    language = LANGUAGES[config.language]
     return {
       split: self._generate_examples(
-        split, _records(path, folder, transcripts[folder], LANGUAGES[config.language])
+        split, _records(path, folder, transcripts[folder], damaged[folder], language)
       )
       for split, folder in SPLITS.items()
     }
 
 
-def _transcripts(archive: Path) -> dict[str, dict[str, str]]:
-  """Folder of a split → id → what is said."""
+def _transcripts(archive: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[LeftOut]]]:
+  """Folder of a split → id → what is said; folder → damaged lines."""
   found: dict[str, dict[str, str]] = {}
+  damaged: dict[str, list[LeftOut]] = {}
   for name, read in members(archive):
     if not (place := _TRANSCRIPTS.search(name)):
       continue
-    texts = found.setdefault(place[1], {})
-    for number, line in enumerate(decode(read(), f"{archive}:{name}").splitlines(), start=1):
-      key, tab, text = line.partition("\t")
-      if not tab:
-        raise UserError(f"{archive}:{name}:{number} has no tab; expected an id and its transcript")
-      texts[key] = text
+    texts, bad = found.setdefault(place[1], {}), damaged.setdefault(place[1], [])
+    for number, line in enumerate(decode(read(), f"{archive}:{name}").split("\n"), start=1):
+      key, tab, text = line.rstrip("\r").partition("\t")
+      if tab:
+        texts[key] = text
+      elif key:
+        bad.append(LeftOut(f"{archive}:{name}:{number}", "no tab between id and transcript"))
   if missing := [folder for folder in SPLITS.values() if folder not in found]:
     raise UserError(f"{archive} has no {missing[0]}/transcripts.txt; download it again")
-  return found
+  return found, damaged
 
 
 def _records(
-  archive: Path, folder: str, transcripts: Mapping[str, str], language: str
+  archive: Path,
+  folder: str,
+  transcripts: Mapping[str, str],
+  damaged: list[LeftOut],
+  language: str,
 ) -> Iterator[SpeechRecord | LeftOut]:
+  yield from damaged
   waiting = dict(transcripts)
   for name, read in members(archive):
     place = _AUDIO.search(name)

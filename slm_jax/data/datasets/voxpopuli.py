@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -61,16 +62,23 @@ class Voxpopuli(SpeechCorpusBuilder):
       }
     table = f"asr_{language}.tsv.gz"
     annotation = self.archive(dl_manager, table, url=f"{URL}/annotations/asr/{table}")
-    rows = list(_rows(annotation))
+    found = list(_rows(annotation))
+    rows = [row for row in found if not isinstance(row, LeftOut)]
+    damaged = [row for row in found if isinstance(row, LeftOut)]
     years = {row["session_id"][:4] for row in rows}
     archives = [
       self.archive(dl_manager, f"original_{year}.tar", url=f"{URL}/audios/original_{year}.tar")
       for year in map(str, YEARS)
       if year in years
     ]
+    # A damaged row names no split; it counts in the first.
     return {
       split: self._generate_examples(
-        split, _records(archives, [row for row in rows if row["split"] == file], language)
+        split,
+        itertools.chain(
+          damaged if split == next(iter(splits)) else (),
+          _records(archives, [row for row in rows if row["split"] == file], language),
+        ),
       )
       for split, file in splits.items()
     }
@@ -111,7 +119,10 @@ def _segments(archive: Path, file: str, language: str) -> Iterator[SpeechRecord 
   rows: dict[str, _Row] = {}
   content = read_text(archive, f"asr_{file}.tsv")
   for row in _table(content, f"{archive}:asr_{file}.tsv", "\t", _MANIFEST_COLUMNS):
-    rows[row["id"]] = row
+    if isinstance(row, LeftOut):
+      yield row
+    else:
+      rows[row["id"]] = row
   for name, read in members(archive):
     path = PurePosixPath(name)
     if path.suffix != ".ogg" or not (row := rows.pop(path.stem, None)):
@@ -137,20 +148,28 @@ def _record(
   )
 
 
-def _rows(annotation: Path) -> Iterator[_Row]:
+def _rows(annotation: Path) -> Iterator[_Row | LeftOut]:
   return _table(read_text(annotation), str(annotation), "|", _COLUMNS)
 
 
-def _table(content: str, name: str, delimiter: str, columns: tuple[str, ...]) -> Iterator[_Row]:
+def _table(
+  content: str, name: str, delimiter: str, columns: tuple[str, ...]
+) -> Iterator[_Row | LeftOut]:
   quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL  # as each is written
   reader = csv.DictReader(io.StringIO(content), delimiter=delimiter, quoting=quoting)
   header = list(reader.fieldnames or [])
   if missing := [column for column in columns if column not in header]:
     raise UserError(f"{name} has no column {missing[0]!r}, but {header[:20]}; download it again")
-  for row in reader:
-    if None in row or None in row.values():
-      raise UserError(f"{name}:{reader.line_num} has not {len(header)} columns; download it again")
-    yield row
+  try:
+    for row in reader:
+      if None in row or None in row.values():
+        yield LeftOut(
+          f"{name}:{reader.line_num}", f"its columns are not the {len(header)} expected"
+        )
+      else:
+        yield row
+  except csv.Error as error:  # a quotation mark that nothing closes
+    raise UserError(f"{name}:{reader.line_num} is no table ({error}); download it again") from error
 
 
 def _spans(vad: str) -> list[tuple[float, float]]:

@@ -48,10 +48,10 @@ def common_voice(archives, rows, clips=None, prefix="", empty=()):
   }
 
 
-def write(archives, extra_covost=(), extra_spoken=(), clips=None, prefix="", empty=()):
+def write(archives, extra_covost=(), extra_spoken=(), clips=None, prefix="", empty=(), broken=""):
   table = [(n, translation, split) for n, (_, translation, split) in SENTENCES.items()]
   spoken = [(n, text) for n, (text, _, _) in SENTENCES.items()]
-  tsv = covost([*table, *extra_covost])
+  tsv = covost([*table, *extra_covost]) + broken
   archives.pack("covost_v2.de_en.tsv.tar.gz", {"covost_v2.de_en.tsv": tsv})
   files = common_voice(archives, [*spoken, *extra_spoken], clips, prefix, empty)
   archives.pack(f"{CV}/de.tar.gz", files)
@@ -116,16 +116,17 @@ def test_missing_clips_are_borne_up_to_the_budget(archives, prepare):
     UserError, match=r"split train: 1 of 3 .* common_voice_de_17000003: clip miss"
   ):
     prepare(Covost2, "de_en")
-  more = range(100, 200)
+  more = range(100, 300)
   write(
     archives,
+    broken="one column\n",
     extra_covost=[(n, "More.", "train") for n in more],
     extra_spoken=[(n, "Mehr.") for n in more],
     clips={1, 2, 4, 5, *more},
   )
   prepared = prepare(Covost2, "de_en")
-  assert len(prepared.split("train")) == 102
-  assert prepared.left_out["train"] == {"clip missing": 1}
+  assert len(prepared.split("train")) == 202
+  assert prepared.left_out["train"] == {"clip missing": 1, "1 columns, expected 3": 1}
 
 
 def test_without_common_voice_its_terms_are_named(archives, prepare):

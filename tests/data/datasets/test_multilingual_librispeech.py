@@ -64,6 +64,10 @@ def test_recordings_and_transcripts_without_each_other_are_problems(archives, pr
   archives.pack("mls_german.tar.gz", found)
   with pytest.raises(UserError, match=r"split test: 2 of 3 .*no transcript"):
     prepare(MultilingualLibrispeech, "german")
+  found["mls_german/test/transcripts.txt"] += "1054_931_000001 kein tab\n"
+  archives.pack("mls_german.tar.gz", found)
+  with pytest.raises(UserError, match=r"split test: 3 of 4 .*transcripts.txt:2: no tab"):
+    prepare(MultilingualLibrispeech, "german")
 
 
 def test_archive_of_another_kind_is_refused(archives, prepare):

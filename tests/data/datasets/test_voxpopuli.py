@@ -73,6 +73,12 @@ def test_times_outside_of_the_recording_are_problems(archives, prepare, vad, rea
     prepare(Voxpopuli, "de")
 
 
+def test_a_row_with_too_few_columns_is_a_problem(archives, prepare):
+  write_sessions(archives, [*LINES, f"{SESSION}|9|cut"])
+  with pytest.raises(UserError, match=r"split train: 1 of .*asr_de.tsv.gz:\d+: its columns"):
+    prepare(Voxpopuli, "de")
+
+
 def test_missing_sessions_and_archives_are_named(archives, prepare):
   write_sessions(archives, LINES, with_later=False)
   with pytest.raises(UserError, match=f"{LATER}-3: recording of its session missing"):
