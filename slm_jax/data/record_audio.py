@@ -1,18 +1,20 @@
 """The audio of a record: a path, the bytes of a file, or samples, as 16 kHz PCM16."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slm_jax.audio.files import SAMPLE_RATE, convert_samples, decode_audio, probe_audio, read_audio
-from slm_jax.data.record_columns import BadRecord, Columns, number_of, value_of
+from slm_jax.data.record_columns import BadRecord, Columns, is_missing, number_of, value_of
 from slm_jax.data.record_tables import AUDIO_SUFFIXES
 
 # How far a stated duration may be off: re-encoding pads and rounds, a wrong rate is 8 % or more.
 _DURATION_SHARE, _DURATION_SECONDS = 0.04, 0.15
 _LONGEST_PATH = 4096
+_AUDIO = (str, bytes, list, tuple, np.ndarray)
 _MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"RF64")
 
 
@@ -39,9 +41,13 @@ def audio_of(
     else:
       value = value.get("bytes") or value.get("path")
   if isinstance(value, bytes) and _is_path(value):
-    value = value.decode()
-  if value is None or len(value) == 0:
+    value = os.fsdecode(value)
+  if is_missing(value) or (isinstance(value, _AUDIO) and len(value) == 0):
     raise BadRecord(f"field {columns.audio!r} is missing or empty; there are {sorted(record)}")
+  if not isinstance(value, _AUDIO):
+    raise BadRecord(
+      f"field {columns.audio!r} is {type(value).__name__}, expected a path, a file's bytes or samples"
+    )
   rate = stated or sample_rate
   if isinstance(value, str):
     path = folder / value
@@ -59,9 +65,19 @@ def audio_of(
       if len(value) % 2:
         raise BadRecord(f"its audio is {len(value)} bytes, neither a known format nor PCM16")
       value = np.frombuffer(value, "<i2")
-    samples = convert_samples(np.asarray(value), round(rate), "its audio")
+    samples = convert_samples(_numbers(value), round(rate), "its audio")
   _check_duration(number_of(record, columns.duration), len(samples) / SAMPLE_RATE)
   return samples
+
+
+def _numbers(samples: Sequence[Any] | np.ndarray) -> np.ndarray:
+  try:
+    found = np.asarray(samples)
+  except ValueError:  # lists of different lengths in a list
+    found = np.asarray(None)
+  if found.dtype.kind not in "iuf":
+    raise BadRecord("its audio is a list of other things than samples; expected numbers")
+  return found
 
 
 def _check_duration(stated: float | None, found: float) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +55,11 @@ def value_of(record: Mapping[str, Any], column: str) -> Any:
   return value
 
 
+def is_missing(value: Any) -> bool:
+  """Whether a record has no value there: None, or the NaN that pandas writes for it."""
+  return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+
+
 def text_of(record: Mapping[str, Any], column: str) -> str:
   """The text of a column without white space at its ends, "" if there is none.
 
@@ -62,7 +69,7 @@ def text_of(record: Mapping[str, Any], column: str) -> str:
     BadRecord: bytes that are not UTF-8, or a value that is no text.
   """
   value = value_of(record, column)
-  if value is None:
+  if is_missing(value):
     return ""
   if isinstance(value, bytes):
     try:
@@ -71,21 +78,28 @@ def text_of(record: Mapping[str, Any], column: str) -> str:
       raise BadRecord(f"field {column!r} is not UTF-8 at its byte {error.start}") from error
   if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
     value = ", ".join(value)
-  if isinstance(value, (int, float)) and not isinstance(value, bool):
+  if isinstance(value, numbers.Real) and not isinstance(value, bool):
     value = str(value)
   if not isinstance(value, str):
     raise BadRecord(f"field {column!r} is {type(value).__name__}, expected a string")
   if "\ufffd" in value:
     raise BadRecord(f"field {column!r} holds U+FFFD: it was decoded by a wrong character set")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise BadRecord(f"field {column!r} holds half of a surrogate pair, no character") from error
   return value.strip()
 
 
 def number_of(record: Mapping[str, Any], column: str) -> float | None:
   """The number in a column, None if there is none; raises BadRecord for anything else."""
   value = value_of(record, column)
-  if value is None or value == "":
+  if is_missing(value) or (isinstance(value, str) and not value.strip()):
     return None
   try:
-    return float(value)
-  except (TypeError, ValueError) as error:
-    raise BadRecord(f"field {column!r} is {value!r}, expected a number") from error
+    number = float(value)
+  except (OverflowError, TypeError, ValueError):
+    number = math.inf
+  if not math.isfinite(number):
+    raise BadRecord(f"field {column!r} is {value!r}, expected a number")
+  return number

@@ -77,7 +77,7 @@ class RecordSettings:
   max_seconds: float = 30.0
 
   def __post_init__(self):
-    if self.max_seconds <= 0:
+    if not self.max_seconds > 0:  # NaN is not
       raise ValueError(f"{self.max_seconds=} must be positive")
     for wording in self.instructions:
       _placeholders(wording)

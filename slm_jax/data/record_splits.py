@@ -17,9 +17,9 @@ TFDS = "tfds:"
 _MANIFESTS = (".jsonl", ".json", ".tsv", ".csv")
 # "train.tfrecord-00000-of-00004" and "train.tfrecord*" are TFRecord files as well.
 _RECORD_FILES = {
-  r"\.parquet$": ParquetTable,
-  r"\.(array_?record)[^./]*$": ArrayRecordTable,
-  r"\.(tf_?records?)[^./]*$": TFRecordTable,
+  r"(?i)\.parquet$": ParquetTable,
+  r"(?i)\.(array_?record)[^./]*$": ArrayRecordTable,
+  r"(?i)\.(tf_?records?)[^./]*$": TFRecordTable,
 }
 
 
@@ -41,7 +41,7 @@ def open_table(source: Files) -> RecordTable:
   if len(names) > 1:
     raise ValueError(f"source={names}: a list is of .parquet, .tfrecord or .array_record files")
   path = Path(names[0])
-  return ManifestTable(path) if path.suffix in _MANIFESTS else FolderTable(path)
+  return ManifestTable(path) if path.suffix.lower() in _MANIFESTS else FolderTable(path)
 
 
 def make_splits(
@@ -52,6 +52,14 @@ def make_splits(
   where: Mapping[str, str | Sequence[str]],
 ) -> dict[str, Split]:
   """Name → rows; see `speech_tasks.register_speech_task`. Raises ValueError as it does."""
+  names = source if isinstance(source, Mapping) else DEFAULT_SHARES if splits is None else splits
+  # They become names of files.
+  if not names or not all(
+    isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names
+  ):
+    raise ValueError(
+      f"splits {list(names)}: each needs a name of letters, digits, '_', '.' and '-'"
+    )
   everywhere = _values(where)
   if isinstance(source, Mapping):
     if splits is not None or split_by:
@@ -73,7 +81,7 @@ def make_splits(
       name: Split(table=table, where=everywhere | _values(_mapping(name, selected)))
       for name, selected in chosen.items()
     }
-  if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) <= 0:
+  if not (abs(sum(shares.values()) - 1) <= 1e-6 and min(shares.values()) > 0):
     raise ValueError(f"splits={shares}: shares must be positive and add up to 1")
   found, low = {}, 0.0
   for name, share in shares.items():
@@ -88,6 +96,8 @@ def _tfds_splits(source: str, splits, where: Mapping[str, tuple[str, ...]]) -> d
   if not all(isinstance(name, str) for name in chosen.values()):
     raise ValueError(f"splits={dict(chosen)}: of tfds: each is one of TFDS's, e.g. 'train[:90%]'")
   name = source.removeprefix(TFDS)
+  if not name:
+    raise ValueError(f"{source=} names no data set; expected e.g. 'tfds:fleurs/de_de'")
   return {split: Split(table=TfdsTable(name, part), where=where) for split, part in chosen.items()}
 
 
@@ -98,7 +108,8 @@ def _mapping(split: str, selected) -> Mapping[str, str | Sequence[str]]:
 
 
 def _values(where: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+  """Values as the text that records have; a number may stand for it."""
   return {
-    column: (values,) if isinstance(values, str) else tuple(values)
+    column: tuple(map(str, [values] if isinstance(values, (str, int, float)) else values))
     for column, values in where.items()
   }

@@ -113,7 +113,7 @@ def _read_manifest(path: Path, modified: int, size: int) -> list[Record]:
   """`modified` and `size` make a changed file another one."""
   lines = enumerate(path.read_bytes().split(b"\n"), start=1)
   numbered = [(number, line.removesuffix(b"\r")) for number, line in lines if line.strip()]
-  if path.suffix in (".tsv", ".csv"):
+  if path.suffix.lower() in (".tsv", ".csv"):
     parse = _table_parser(path, numbered)
     numbered = numbered[1:]
   else:
@@ -143,7 +143,7 @@ def _parse_json(line: bytes) -> tuple[Mapping[str, Any], str]:
 
 
 def _table_parser(path: Path, numbered: list[tuple[int, bytes]]):
-  comma = path.suffix == ".csv"
+  comma = path.suffix.lower() == ".csv"
 
   def cells(line: bytes) -> list[str]:
     text = line.decode()
@@ -158,6 +158,8 @@ def _table_parser(path: Path, numbered: list[tuple[int, bytes]]):
     header = cells(numbered[0][1].removeprefix(b"\xef\xbb\xbf")) if numbered else []
   except ValueError as error:
     raise UserError(f"manifest {path}: its header line cannot be read ({error})") from error
+  if len(set(header)) < len(header):
+    raise UserError(f"manifest {path}: its header line {header} names a column twice; rename one")
 
   def parse(line: bytes) -> tuple[Mapping[str, Any], str]:
     try:
@@ -202,6 +204,11 @@ class FolderTable(RecordTable):
 
   def _names(self) -> list[tuple[str, str]]:
     """Path of each recording or transcript without its suffix, and of its audio, "" if none."""
+    if self.path.is_file():
+      raise UserError(
+        f"{self.path} is a file of an unknown kind; expected .jsonl, .tsv, .csv, .parquet, .tfrecord, "
+        ".array_record or a folder"
+      )
     if not self.path.is_dir():
       raise UserError(f"folder {self.path} does not exist; expected recordings with transcripts")
     return _list_folder(self.path)

@@ -1,5 +1,6 @@
 """The vocabulary that tasks tokenise with: that of the frozen LM."""
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -31,7 +32,10 @@ def _load(path: Path) -> seqio.SentencePieceVocabulary:
   candidates = [path / name for name in _FILES] if path.is_dir() else [path]
   for candidate in candidates:
     if candidate.is_file():
-      return seqio.SentencePieceVocabulary(str(candidate))
+      found = seqio.SentencePieceVocabulary(str(candidate))
+      with contextlib.suppress(RuntimeError):
+        found.tokenizer  # noqa: B018  reads the model
+        return found
   raise UserError(
     f"vocabulary {path} is no SentencePiece model, nor a folder with one of {', '.join(_FILES)}; "
     f"name the tokenizer of the frozen LM, or set ${ENVIRONMENT}"

@@ -174,6 +174,20 @@ def test_bare_samples_need_a_rate(tmp_path):
   assert len(first["audio"]) == pytest.approx(2 * 1_600, abs=4)
 
 
+def test_numbers_of_an_example_are_texts_too(tmp_path):
+  features = {"speaker": tf.train.Feature(int64_list=tf.train.Int64List(value=[7]))}
+  with tf.io.TFRecordWriter(str(tmp_path / "m.TFRecord")) as writer:
+    example = tf.train.Example.FromString(proto(0))
+    example.features.MergeFrom(tf.train.Features(feature=features))
+    writer.write(example.SerializeToString())
+  (made,) = examples(source_of(tmp_path / "m.TFRecord"))
+  assert made["voice"] == b"7"
+  parts = make_splits(
+    str(tmp_path / "m.TFRecord"), {"train": {"speaker": 7}}, split_by="", where={}
+  )
+  assert len(examples(RecordSource(parts, RecordSettings()))) == 1
+
+
 # --- damage ----------------------------------------------------------------------------------
 
 
@@ -265,6 +279,12 @@ def test_tables_with_a_wrong_number_of_fields_or_quotes(tmp_path):
   source = source_of(tmp_path / "m.csv")
   assert [example["target"] for example in examples(source)] == [b"one, two"]
   assert "not CSV" in source.problems[0].reason
+  (tmp_path / "m.TSV").write_text("audio\ttext\ttext\n0.flac\tone\ttwo\n")
+  with pytest.raises(UserError, match="names a column twice"):
+    examples(source_of(tmp_path / "m.TSV"))
+  (tmp_path / "m.txt").write_text("audio\ttext\n0.flac\tone\n")
+  with pytest.raises(UserError, match="file of an unknown kind; expected .jsonl"):
+    examples(source_of(tmp_path / "m.txt"))
 
 
 @pytest.mark.parametrize(
@@ -291,6 +311,10 @@ def test_sources_that_make_no_table_are_refused(source, says):
     ({"source": {"train": "m.jsonl"}, "splits": {"train": 1.0}}, "takes neither"),
     ({"source": "tfds:x", "splits": {"train": 0.9, "test": 0.1}}, "one of TFDS's"),
     ({"source": "m.tfrecord", "splits": None, "split_by": "speaker"}, "read as a whole"),
+    ({"source": "m.jsonl", "splits": {"train": float("nan")}}, "add up to 1"),
+    ({"source": "m.jsonl", "splits": {"a/b": 1.0}}, "needs a name"),
+    ({"source": {}, "splits": None}, "needs a name"),
+    ({"source": "tfds:", "splits": None}, "names no data set"),
   ],
 )
 def test_splits_that_do_not_go_together_are_refused(arguments, says):

@@ -101,6 +101,12 @@ BAD = {
   "sample rate mislabelled: the record states 16000 Hz": record(6, sample_rate=16_000),
   "states 0.50 s of audio, there are 0.25 s: its sample rate": record(7, duration=0.5),
   "field 'duration' is 'long', expected a number": record(8, duration="long"),
+  "field 'duration' is inf, expected a number": record(8, duration=float("inf")),
+  "field 'text' is missing or empty": record(1, text=float("nan")),  # pandas' None
+  "half of a surrogate pair": record(2, text="\ud800"),
+  "field 'audio' is int, expected a path": record(3, audio=12),
+  "field 'audio' is missing or empty": record(3, audio=float("nan")),
+  "a list of other things than samples": record(4, audio=["0.flac"], sample_rate=8_000),
 }
 
 

@@ -138,6 +138,7 @@ def test_metrics_that_need_names_are_not_seqio_s(registry):
     ({"metrics": ["wer", "bleu"]}, "no kind of task"),
     ({"columns": {"sound": "path"}}, "no 'sound' is known"),
     ({"max_seconds": 0}, "must be positive"),
+    ({"max_seconds": float("nan")}, "must be positive"),
     ({"max_problem_share": 2}, "is not a share"),
     ({"splits": {"train": 0.5}}, "add up to 1"),
   ],
@@ -157,8 +158,10 @@ def test_vocabulary_is_the_lm_s(registry, tmp_path, monkeypatch):
   monkeypatch.setenv("SLM_JAX_VOCABULARY", str(tmp_path))
   task = register_speech_task("own", "m.jsonl")
   assert task.output_features["targets"].vocabulary is vocabulary(tmp_path)
-  with pytest.raises(UserError, match="SLM_JAX_VOCABULARY"):
-    vocabulary(tmp_path / "nothing")
+  (tmp_path / "text.model").write_text("this is no model")
+  for name in ("nothing", "text.model"):
+    with pytest.raises(UserError, match=f"{name} is no SentencePiece model.*SLM_JAX_VOCABULARY"):
+      vocabulary(tmp_path / name)
 
 
 def test_speakers_stay_in_one_split_and_records_in_theirs(registry, tmp_path):
