@@ -17,6 +17,7 @@ EXAMPLE = (
 def run(argv: list[str]) -> int:
   """Writes a manifest, its audio and a card; returns the exit status."""
   flags, _ = parse(_parser(), argv)
+  output_folder(flags.output)
   import seqio
 
   from slm_jax import interop
@@ -78,6 +79,17 @@ def run(argv: list[str]) -> int:
     print(f"{split}: {found['examples']} of {found['records']} records{left_out}")
   print(Path(flags.output))
   return 0
+
+
+def output_folder(path: str) -> Path:
+  """The folder that --output names, made if it is not there; raises UserError where it cannot be."""
+  try:
+    Path(path).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"--output={path} cannot be made a folder ({error.strerror}); name another"
+    ) from error
+  return Path(path)
 
 
 def _parser() -> Parser:

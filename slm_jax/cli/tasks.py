@@ -69,6 +69,8 @@ def run(argv: list[str]) -> int:
     parser.error(f"{flags.action} needs the NAME of a task or mixture and its --module")
   if flags.num_examples is not None and flags.num_examples < 1:
     parser.error(f"--num_examples={flags.num_examples} must be at least 1")
+  if flags.index < 0:
+    parser.error(f"--index={flags.index} must be at least 0")
   if flags.suggest_buckets is not None and flags.suggest_buckets < 1:
     parser.error(f"--suggest_buckets={flags.suggest_buckets} must be at least 1")
   if flags.examples_per_lm_row < 1:
@@ -139,8 +141,10 @@ def _show(flags: argparse.Namespace) -> int:
     for number, example in enumerate(sample, start=flags.index):
       shown = {"task": task.name, "split": split, "index": number, **_plain(example, task)}
       if len(example.audio):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{task.name.replace('/', '_')}-{split}-{number}.wav"
+        path = (
+          self_targets.output_folder(str(folder))
+          / f"{task.name.replace('/', '_')}-{split}-{number}.wav"
+        )
         soundfile.write(path, example.audio, SAMPLE_RATE, subtype="PCM_16")
         write_spectrogram(
           example.audio, path.with_suffix(".png"), f"{example.id}  {example.target}"
@@ -215,8 +219,7 @@ def _check(flags: argparse.Namespace) -> int:
   if flags.suggest_buckets:
     suggested = _suggest(flags, np.concatenate([np.zeros((0, 3), int), *sizes]))
   if flags.output:
-    folder = Path(flags.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = self_targets.output_folder(flags.output)
     (folder / "report.json").write_text(json.dumps(reports, ensure_ascii=False, indent=2) + "\n")
     bad = [
       {"task": report["task"], "split": split, **problem}

@@ -3,11 +3,13 @@
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
 import seqio
 
+import slm_jax
 from slm_jax.cache import default_cache_dir
 from slm_jax.data import seqio_cache
 from slm_jax.data.speech_tasks import SpeechTask
@@ -26,18 +28,33 @@ def set_directories(tfds_data_dir: str | None, cache_dirs: str) -> None:
 
 
 def load_module(module: str) -> None:
-  """Imports the module that registers tasks; raises UserError if there is none of that name."""
+  """Imports the module that registers tasks; raises UserError if there is none of that name, or if it fails."""
   try:
     importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    if error.name and not (module + ".").startswith(error.name + "."):
-      raise
+  except UserError:
+    raise
+  except Exception as error:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not missing or not (module + ".").startswith(missing + "."):
+      raise UserError(
+        f"module {module} fails at {_place(error)}: {type(error).__name__}: {error}"
+      ) from error
     close = difflib.get_close_matches(module, modules_here(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(
       f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; {hint}run from the checkout or name "
       "the module that registers the task"
     ) from error
+
+
+def _place(error: Exception) -> str:
+  """File and line of the last call that no package has made, this one and Python's own included."""
+  homes = (Path(slm_jax.__file__).parent, Path(importlib.__file__).parents[1])
+  installed = (str(Path(seqio.__file__).parents[1]), *map(str, homes), "<")
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if not frame.filename.startswith(installed):
+      return f"{frame.filename}:{frame.lineno}"
+  return "its beginning"
 
 
 def modules_here() -> list[str]:

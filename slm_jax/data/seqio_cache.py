@@ -100,7 +100,12 @@ def cache_task(
   parent = Path(cache_dir) if cache_dir else default_cache_dir()
   seqio.add_global_cache_dirs([str(parent)])
   folder = parent / seqio.utils.get_task_dir_from_name(name)
-  folder.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"cache folder {folder.parent}: {error.strerror}; set $SLM_JAX_CACHE_DIR"
+    ) from error
   say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
   with _locked(folder.parent / f".{folder.name}.lock"):
     fingerprint = _fingerprint(task)

@@ -1,5 +1,6 @@
 """`slm_jax tasks`: what it shows of a task, what it finds wrong, and what it says of misspelt names."""
 
+import importlib
 import json
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_misspelt_names_list_near_misses_and_their_module(checkout, capsys):
   assert "cli_good has train, validation" in error(
     "show", "cli_good", "--split=dev", "--module=cli_tasks_module"
   )
+  own = ("cli_good", "--module=cli_tasks_module")
+  assert "--index=-1 must be at least 0" in error("show", *own, "--index=-1")
+  for command in ("show", "check"):
+    assert "--output=a0.wav cannot be made a folder" in error(command, *own, "--output=a0.wav")
+
+
+def test_a_module_that_fails_is_named_with_its_line(checkout, capsys):
+  call = 'register_speech_task("x", "m.jsonl", metrics=["war"])'
+  faults = {
+    f"from slm_jax.data.speech_tasks import register_speech_task\n\n{call}\n": (
+      "failing.py:3: ValueError: metrics=('war',): 'war' is none of wer"
+    ),
+    "import no_such_package\n": "failing.py:1: ModuleNotFoundError: No module named 'no_such_package'",
+    "x = (\n": "'(' was never closed (failing.py, line 1)",
+  }
+  for text, says in faults.items():
+    (checkout / "failing.py").write_text(text)
+    importlib.invalidate_caches()
+    assert main(["tasks", "show", "x", "--module=failing"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "module failing fails at" in line and says in line
 
 
 def test_list_names_tasks_and_their_caches(checkout, capsys):
