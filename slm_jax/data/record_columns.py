@@ -57,7 +57,7 @@ def value_of(record: Mapping[str, Any], column: str) -> Any:
 
 def is_missing(value: Any) -> bool:
   """Whether a record has no value there: None, or the NaN that pandas writes for it."""
-  return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+  return value is None or (isinstance(value, numbers.Real) and value != value)
 
 
 def text_of(record: Mapping[str, Any], column: str) -> str:

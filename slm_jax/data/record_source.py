@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from slm_jax.audio.files import SAMPLE_RATE
 from slm_jax.data.example_source import Example, ExampleSource, Problem, check_problems
+from slm_jax.data.hints import Hints
 from slm_jax.data.record_audio import audio_of
 from slm_jax.data.record_columns import BadRecord, Columns, text_of
 from slm_jax.data.record_tables import Record, RecordTable
@@ -18,6 +19,7 @@ from slm_jax.data.speech_corpus import Utterance
 from slm_jax.errors import UserError
 
 ANY = "*"
+HINTS = "hints"
 _COLUMN_NAMES = tuple(field.name for field in dataclasses.fields(Columns))
 
 
@@ -64,6 +66,7 @@ class RecordSettings:
     language: of records that name none.
     target_language: of the answer where it is not the spoken one and records name none.
     sample_rate: of samples whose record states none, in Hz.
+    hints: what {hints} stands for in the wordings, made from the record's `text`.
     max_seconds: longer recordings are left out and counted.
   """
 
@@ -74,13 +77,22 @@ class RecordSettings:
   language: str = ""
   target_language: str = ""
   sample_rate: int | None = None
+  hints: Hints | None = None
   max_seconds: float = 30.0
 
   def __post_init__(self):
     if not self.max_seconds > 0:  # NaN is not
       raise ValueError(f"{self.max_seconds=} must be positive")
-    for wording in self.instructions:
-      _placeholders(wording)
+    names = [_placeholders(wording) for wording in self.instructions]
+    if self.hints and not any(HINTS in found for found in names):
+      raise ValueError(f"hints: none of the instructions {self.instructions} has {{{HINTS}}}")
+
+  def describe(self) -> dict[str, Any]:
+    """JSON-ready facts that decide the examples."""
+    facts = dataclasses.asdict(self)
+    # Left out where there are none: caches made before there were any remain.
+    del facts["hints"]
+    return facts | ({"hints": self.hints.describe()} if self.hints else {})
 
 
 class RecordSource(ExampleSource):
@@ -158,7 +170,7 @@ class RecordSource(ExampleSource):
         }
         for name, part in self.parts.items()
       },
-      "settings": dataclasses.asdict(self.settings),
+      "settings": self.settings.describe(),
     }
 
   def _utterance(self, record: Record) -> Utterance:
@@ -193,7 +205,7 @@ class RecordSource(ExampleSource):
       return own
     wordings, missing = [], set()
     for wording in self.settings.instructions:
-      values = {name: self._text(record, name) for name in _placeholders(wording)}
+      values = {name: self._value(record, name, identity) for name in _placeholders(wording)}
       empty = {name for name, value in values.items() if not value}
       missing |= empty
       if not empty and wording:
@@ -202,6 +214,14 @@ class RecordSource(ExampleSource):
       raise BadRecord(f"no instruction fits: {sorted(missing) or 'its own'} is missing or empty")
     # Not the hash that splits are made by, which is alike within a small split.
     return wordings[int(_hash(f"wording {identity}") * len(wordings))]
+
+  def _value(self, record: Record, name: str, identity: str) -> str:
+    """What {name} stands for in an instruction."""
+    if name != HINTS or self.settings.hints is None:
+      return self._text(record, name)
+    digest = hashlib.sha256(f"hints {identity}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    return ", ".join(self.settings.hints.words(self._text(record, "text"), rng))
 
   def _text(self, record: Record, name: str) -> str:
     """Text of a column, by its name in `Columns` or in the data; "" if there is none."""

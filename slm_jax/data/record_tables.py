@@ -199,7 +199,8 @@ class FolderTable(RecordTable):
     for stem, audio in self._names():
       for name in (audio, f"{stem}.txt"):
         path = self.path / name
-        digest.update(f"{name} {path.stat().st_size if path.is_file() else None}\n".encode())
+        line = f"{name} {path.stat().st_size if path.is_file() else None}\n"
+        digest.update(os.fsencode(line))
     return {"kind": "folder", "sha256": digest.hexdigest()}
 
   def _names(self) -> list[tuple[str, str]]:
@@ -215,7 +216,8 @@ class FolderTable(RecordTable):
 
   def _record(self, stem: str, audio: str) -> Record:
     path = self.path / (audio or f"{stem}.txt")
-    record = Record(name=str(path), key=stem)
+    identity = _printable(stem)
+    record = Record(name=_printable(str(path)), key=identity)
     if not audio:
       return dataclasses.replace(record, problem=f"no recording {stem}.wav stands beside it")
     try:
@@ -223,8 +225,13 @@ class FolderTable(RecordTable):
     except OSError as error:
       reason = f"transcript {stem}.txt is missing ({error.strerror})"
       return dataclasses.replace(record, problem=reason)
-    fields = {"audio": audio, "text": text.removeprefix(b"\xef\xbb\xbf"), "id": stem}
+    fields = {"audio": audio, "text": text.removeprefix(b"\xef\xbb\xbf"), "id": identity}
     return dataclasses.replace(record, fields=fields)
+
+
+def _printable(name: str) -> str:
+  """A file's name as text; bytes of it that are not UTF-8 are written out."""
+  return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @functools.lru_cache(maxsize=16)

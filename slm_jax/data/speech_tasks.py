@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 from slm_jax.data.example_source import BAD_EXAMPLES, ExampleSource
+from slm_jax.data.hints import Hints
 from slm_jax.data.preprocessors import decode_pcm, tokenize_fields
 from slm_jax.data.record_columns import Columns
 from slm_jax.data.record_source import RecordSettings, RecordSource
@@ -66,6 +67,7 @@ def register_speech_task(
   target_language: str = "",
   vocabulary: str | Path | seqio.Vocabulary | None = None,
   sample_rate: int | None = None,
+  hints: Hints | None = None,
   max_seconds: float = 30.0,
   max_problem_share: float = 0.01,
 ) -> seqio.Task:
@@ -92,6 +94,8 @@ def register_speech_task(
     target_language: of the answer if it is not the spoken one, of records that do not say.
     vocabulary: SentencePiece model or folder of the LM; see `vocabulary.vocabulary`.
     sample_rate: of bare samples, in Hz.
+    hints: makes what {hints} stands for in an instruction, e.g. the names in a record's text among
+      distractors.
     max_seconds: longer recordings are left out and counted, never cut.
     max_problem_share: of records that may be unusable.
 
@@ -108,6 +112,7 @@ def register_speech_task(
     language=language,
     target_language=target_language,
     sample_rate=sample_rate,
+    hints=hints,
     max_seconds=max_seconds,
   )
   if not isinstance(vocabulary, seqio.Vocabulary):

@@ -57,7 +57,9 @@ class TfdsTable(RecordTable):
       except StopIteration:
         return
       except tf.errors.OpError as error:
-        reason = f"cannot be read from here on ({(error.message or '').splitlines()[0]})"
+        reason = (
+          f"cannot be read from here on ({(error.message or type(error).__name__).splitlines()[0]})"
+        )
         lost = sum(other >= row for other in rows)
         yield Record(name=name, key=key, problem=reason, lost=lost)
         return

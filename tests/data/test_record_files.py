@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow
@@ -261,9 +262,13 @@ def test_a_folder_names_what_lacks_its_other_half(tmp_path):
   for name in ("a", "b"):
     (tmp_path / f"{name}.flac").write_bytes(flac(1))
   (tmp_path / "a.txt").write_text("one")
+  old = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives have it
+  (tmp_path / f"{old}.flac").write_bytes(flac(2))
+  (tmp_path / f"{old}.txt").write_text("two")
   (tmp_path / "c.txt").write_text("three")
   source = source_of(tmp_path, share=1.0)
-  assert [example["id"] for example in examples(source)] == [b"a"]
+  assert [example["id"] for example in examples(source)] == [b"a", b"caf\\xe9"]
+  assert len(source.fingerprint()) == 64
   reasons = {problem.name: problem.reason for problem in source.problems}
   assert "b.txt is missing" in reasons[str(tmp_path / "b.flac")]
   assert "no recording c.wav" in reasons[str(tmp_path / "c.txt")]

@@ -9,6 +9,7 @@ import seqio
 import soundfile
 
 from slm_jax.data.example_source import BAD_EXAMPLES
+from slm_jax.data.hints import Hints, write_pool
 from slm_jax.data.record_columns import Columns
 from slm_jax.data.record_source import RecordSettings, RecordSource, Split
 from slm_jax.data.record_tables import ManifestTable
@@ -246,6 +247,22 @@ def test_wordings_are_filled_from_the_record_and_stay_with_it(recordings):
   source = source_of(write(recordings, lines[-1:]), instructions=wordings[:1], share=1.0)
   assert not examples(source)
   assert "no instruction fits: ['context']" in source.problems[0].reason
+
+
+def test_hints_are_names_of_the_text_among_distractors(recordings, tmp_path):
+  write_pool(tmp_path / "pool.txt", [f"Hello Name{n}" for n in "abcdefgh"])
+  hints = Hints(pool=str(tmp_path / "pool.txt"), distractors=5)
+  lines = [record(n, text="Then Marlow met Nameb.") for n in range(10)]
+  manifest = write(recordings, lines)
+  source = source_of(manifest, instructions=("Hints: {hints}",), hints=hints)
+  asked = [e["instruction"].decode().removeprefix("Hints: ").split(", ") for e in examples(source)]
+  for words in asked:
+    assert len(words) == len(set(words)) == 7 and {"Marlow", "Nameb"} < set(words)
+  assert len(set(map(tuple, asked))) > 5
+  plain = source_of(manifest, instructions=("Hints: {hints}",))
+  assert plain.fingerprint() != source.fingerprint() and "hints" not in plain.describe()["settings"]
+  with pytest.raises(ValueError, match="none of the instructions .* has {hints}"):
+    RecordSettings(instructions=("Write.",), hints=hints)
 
 
 @pytest.mark.parametrize("wording", ["Names: {}", "{0}", "{text!r}", "{text:>9}", "open {"])

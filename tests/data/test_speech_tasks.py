@@ -84,6 +84,9 @@ def test_the_page_s_other_example_registers_and_names_every_column(page, registr
   task = seqio.TaskRegistry.get("calls_es")
   assert set(task.splits) == {"train", "validation"}
   settings = task.source.settings
+  (hinted,) = [b for b in blocks(page, "python") if "calls_names" in b]
+  exec(compile(hinted, "new_task.md", "exec"), {"register_speech_task": register_speech_task})
+  assert seqio.TaskRegistry.get("calls_names").source.settings.hints.distractors == 50
   (line,) = re.findall(r"\*\*Columns\.\*\*(.*?)are found", page, re.DOTALL)
   assert set(re.findall(r"`(\w+)`", line)) == set(vars(settings.columns))
 

@@ -90,7 +90,7 @@ class CorpusSource(ExampleSource):
         yield from map(self.read, self._examples(part, low, high))
 
   def make_examples(self, split: str, start: int, stop: int) -> Iterator[Example]:
-    for record in self.records(split, start, stop):
+    for record in self._readable(split, start, stop):
       try:
         utterance = self.recipe.utterance(record)
       except NotUsed as reason:
@@ -112,6 +112,21 @@ class CorpusSource(ExampleSource):
         "audio": audio.astype("<i2").tobytes(),
         **{field: text.encode() for field, text in texts.items()},
       }
+
+  def _readable(self, split: str, start: int, stop: int) -> Iterator[SpeechRecord]:
+    """The records up to one that cannot be read, which is a problem that those behind it share."""
+    reader = self.records(split, start, stop)
+    for number in range(start, stop):
+      try:
+        record = next(reader)
+      except tf.errors.OpError as error:
+        reason = (
+          f"cannot be read from here on ({(error.message or type(error).__name__).splitlines()[0]})"
+        )
+        name = f"{self.name}/{split}:{number}"
+        self.problems.append(Problem(name=name, reason=reason, count=stop - number))
+        return
+      yield record
 
   def describe(self) -> dict[str, Any]:
     info = self._builder.info

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from slm_jax.data.datasets.biasing import Biased, ListedBiasing, names_in, write_pool
+from slm_jax.data.datasets.biasing import Biased, ListedBiasing
 from slm_jax.data.datasets.corpus import SpeechRecord
 from slm_jax.data.datasets.recipes import NotUsed
+from slm_jax.data.hints import names_in, write_pool
 from slm_jax.errors import UserError
 
 WORDINGS = ("Recognize this speech in {language}. It may contain: {hints}.",)
@@ -74,8 +75,10 @@ def test_pool_of_a_corpus_and_its_limits(tmp_path):
   path = tmp_path / "names.txt"
   assert write_pool(path, ["Then Anna came.", "There was Bob, and Anna.", "Nobody."]) == 2
   assert path.read_text() == "Anna\nBob\n"
-  with pytest.raises(UserError, match="names.txt has 2 words, fewer than distractors=3"):
-    Biased(instructions=WORDINGS, pool=str(path), distractors=3).utterance(record(1))
+  for distractors, text in ((3, "Hello."), (2, "Then Anna came.")):
+    recipe = Biased(instructions=WORDINGS, pool=str(path), distractors=distractors)
+    with pytest.raises(UserError, match=f"not said, fewer than distractors={distractors}"):
+      recipe.utterance(record(1, text))
 
 
 @pytest.mark.parametrize(

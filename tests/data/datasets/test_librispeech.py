@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,18 @@ def test_long_audio_is_dropped_and_damaged_audio_named(prepared):
   damaged.read = lambda e: read({**e, "speech": e["speech"][:60]})
   assert not list(damaged.make_examples("test_clean", 0, 3))
   assert len(damaged.problems) == 3 and f"{NAME}/test_clean:82-123-" in str(damaged.problems)
+
+
+def test_a_shard_cut_short_keeps_the_records_before_the_cut(prepared):
+  source = librispeech(RECIPE)
+  whole = list(source.make_examples("test_clean", 0, 3))
+  (path,) = Path(prepared.data_dir).glob("*test_clean.*")
+  path.write_bytes(path.read_bytes()[:-20])
+  assert list(source.make_examples("test_clean", 0, 3)) == whole[:2]
+  (problem,) = source.problems
+  assert problem.name == f"{NAME}/test_clean:2" and "cannot be read from here on" in problem.reason
+  path.unlink()
+  assert not list(source.make_examples("test_clean", 0, 3)) and source.problems[-1].count == 3
 
 
 def test_task_is_cached_and_read(prepared, registry, vocabulary):
