@@ -296,12 +296,17 @@ def _tolerated_loss(file: soundfile.SoundFile, head: bytes) -> float:
 def _mono_blocks(
   name: str, file: soundfile.SoundFile, info: AudioInfo, tolerated_loss: float, dtype: str
 ) -> Iterator[np.ndarray]:
-  """Yields `[frames]` of `dtype`, float32 the mean of the channels, checked for damage."""
+  """Yields `[frames]` of `dtype`, float32 the mean of the channels, checked for damage.
+
+  A block is good until the next is asked for: all are read into the same memory.
+  """
   read = 0
+  memory = np.empty((min(_BLOCK_FRAMES, info.frames), info.channels), dtype)
   is_float = info.subtype in ("FLOAT", "DOUBLE")
+  is_integer = info.subtype.startswith("PCM")  # FLAC's too; what is not finite cannot be in it
   while True:
     try:
-      block = file.read(_BLOCK_FRAMES, dtype=dtype)
+      block = file.read(out=memory)
     except soundfile.LibsndfileError as error:
       raise UserError(
         f"{name} is damaged after {read / info.sample_rate:.1f} s ({_cause(error)}), expected"
@@ -309,7 +314,7 @@ def _mono_blocks(
       ) from error
     if not len(block):
       break
-    if dtype == "float32":
+    if not is_integer:
       _check_finite(block, read, info.sample_rate, name)
     if is_float:
       _check_scale(block, name)
@@ -323,9 +328,9 @@ def _mono_blocks(
 
 
 def _mean_channel(block: np.ndarray) -> np.ndarray:
-  """Mean of samples `[frames, channels]`, or `[frames]` as they are."""
-  if block.ndim == 1:
-    return block
+  """Mean of samples `[frames, channels]`; those of one channel are not copied."""
+  if block.shape[1] == 1:
+    return block[:, 0]
   # Channel by channel: NumPy's mean over so short an axis takes ten times as long.
   total = block[:, 0].copy()
   for channel in block.T[1:]:
