@@ -46,6 +46,10 @@ class FilesTable(RecordTable):
 
   patterns: tuple[str, ...]
 
+  @property
+  def folder(self) -> Path:  # pyright: ignore[reportIncompatibleVariableOverride]
+    return self.paths[0].parent
+
   @functools.cached_property
   def paths(self) -> list[Path]:
     """The files in order. Raises UserError: a pattern matches none."""

@@ -240,6 +240,8 @@ def _list_folder(path: Path) -> list[tuple[str, str]]:
   for folder, folders, names in os.walk(path):
     folders.sort()
     for name in sorted(names):
+      if name.startswith("._"):  # macOS's notes beside a file
+        continue
       file = Path(folder, name).relative_to(path)
       stem = str(file.with_suffix(""))
       if file.suffix.lower() in AUDIO_SUFFIXES:

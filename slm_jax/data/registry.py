@@ -39,7 +39,8 @@ def load_module(module: str) -> None:
       raise UserError(
         f"module {module} fails at {_place(error)}: {type(error).__name__}: {error}"
       ) from error
-    close = difflib.get_close_matches(module, modules_here(), n=3, cutoff=0.5)
+    known = [*modules_here(), *(path.stem for path in Path().glob("[!_]*.py"))]
+    close = difflib.get_close_matches(module, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(
       f"MIXTURE_OR_TASK_MODULE={module!r} cannot be imported from {Path.cwd()}; {hint}run from the checkout or name "

@@ -86,6 +86,8 @@ class TfdsTable(RecordTable):
         f"tfds:{self.name}: TFDS knows no such data set; check its name, or import its builder's "
         "module where the task is registered"
       ) from error
+    except (AssertionError, ValueError) as error:  # a version that it has not
+      raise UserError(f"tfds:{self.name}: {str(error).splitlines()[0]}") from error
     if not builder.info.splits:
       raise UserError(
         f"tfds:{self.name} is not prepared in {builder.data_dir}; run tfds build {self.name}, or "

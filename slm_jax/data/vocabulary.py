@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import seqio
+from google.protobuf.message import DecodeError
 
 import slm_jax
 from slm_jax.errors import UserError
@@ -33,7 +34,7 @@ def _load(path: Path) -> seqio.SentencePieceVocabulary:
   for candidate in candidates:
     if candidate.is_file():
       found = seqio.SentencePieceVocabulary(str(candidate))
-      with contextlib.suppress(RuntimeError):
+      with contextlib.suppress(DecodeError, RuntimeError):
         found.tokenizer  # noqa: B018  reads the model
         return found
   raise UserError(

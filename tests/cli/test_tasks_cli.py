@@ -182,6 +182,7 @@ def test_misspelt_names_list_near_misses_and_their_module(checkout, capsys):
   (checkout / "tasks").mkdir()
   (checkout / "tasks" / "own.py").touch()
   assert "did you mean tasks.own?" in error("check", "x", "--module=tasks.onw")
+  assert "did you mean cli_tasks_module?" in error("check", "x", "--module=cli_task_module")
   assert "--module" in error("show", "cli_good")
   assert "no example of split train" in error(
     "show", "cli_good", "--split=train", "--index=99", "--module=cli_tasks_module"

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import seqio
 import soundfile
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -133,7 +134,7 @@ def test_every_source_gives_the_same_recordings(data, kind):
   assert list(source.make_examples("train", 3, 9)) == made[3:9]
 
 
-def test_tfds_gives_the_same_recordings_and_its_labels_by_name(data):
+def test_tfds_gives_the_same_recordings_and_its_labels_by_name(data, monkeypatch):
   folder = str(next((data / "tfds").glob("*/1.0.0")))
   source = RecordSource({"train": Split(table=TfdsTable(folder, "train"))}, RecordSettings())
   made = examples(source)
@@ -148,6 +149,9 @@ def test_tfds_gives_the_same_recordings_and_its_labels_by_name(data):
     len(TfdsTable(folder, "dev"))
   with pytest.raises(UserError, match="TFDS knows no such data set"):
     len(TfdsTable("no_such_speech", "train"))
+  monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(data / "tfds"))
+  with pytest.raises(UserError, match="tfds:tone_speech:9.9.9: .*version 9.9.9"):
+    len(TfdsTable("tone_speech:9.9.9", "train"))
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -187,6 +191,14 @@ def test_numbers_of_an_example_are_texts_too(tmp_path):
     str(tmp_path / "m.TFRecord"), {"train": {"speaker": 7}}, split_by="", where={}
   )
   assert len(examples(RecordSource(parts, RecordSettings()))) == 1
+
+
+def test_paths_in_files_of_records_start_at_the_file(data, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  table = pyarrow.table({"audio": ["folder/speaker/03.flac"], "text": ["three"]})
+  pyarrow.parquet.write_table(table, data / "paths.parquet")
+  assert len(examples(source_of(str(data / "paths.parquet")))) == 1
+  (data / "paths.parquet").unlink()
 
 
 # --- damage ----------------------------------------------------------------------------------
@@ -262,6 +274,7 @@ def test_a_folder_names_what_lacks_its_other_half(tmp_path):
   for name in ("a", "b"):
     (tmp_path / f"{name}.flac").write_bytes(flac(1))
   (tmp_path / "a.txt").write_text("one")
+  (tmp_path / "._a.flac").write_bytes(b"macOS")
   old = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives have it
   (tmp_path / f"{old}.flac").write_bytes(flac(2))
   (tmp_path / f"{old}.txt").write_text("two")
