@@ -35,7 +35,7 @@ def _load(path: Path) -> seqio.SentencePieceVocabulary:
     if candidate.is_file():
       found = seqio.SentencePieceVocabulary(str(candidate))
       with contextlib.suppress(DecodeError, RuntimeError):
-        found.tokenizer  # noqa: B018  reads the model
+        _ = found.tokenizer  # reads the model
         return found
   raise UserError(
     f"vocabulary {path} is no SentencePiece model, nor a folder with one of {', '.join(_FILES)}; "
