@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slm_jax.audio.files import SAMPLE_RATE
 from slm_jax.models.speech_encoder import SpeechEncoderConfig, SpeechEncoderOutput
 from slm_jax.models.speech_encoders.families import make_speech_encoder
+from slm_jax.models.waveform_check import checked_audio
 from slm_jax.models.windowed_encoding import EncodedPart, encode_in_windows, window_lengths
 
 
@@ -41,8 +41,11 @@ class SpeechEncoderModel:
 
     Returns:
       (fp32 [B, T', F], 0 at padding; mask bool [B, T'], True = real).
+
+    Raises:
+      ValueError: `audio` or `lengths` is not as above; see `checked_audio`.
     """
-    return self._features(jnp.asarray(audio), jnp.asarray(lengths, jnp.int32))
+    return self._features(*checked_audio(audio, lengths))
 
   def windows(
     self,
@@ -66,8 +69,12 @@ class SpeechEncoderModel:
       The frames, in order.
 
     Raises:
-      ValueError: a window is nothing, or longer than the encoder takes.
+      ValueError: a window is nothing, or longer than the encoder takes; `audio` is not [S], or as of
+        `features` while windows are encoded.
     """
+    audio = np.asarray(audio)
+    if audio.ndim != 1:
+      raise ValueError(f"audio is {list(audio.shape)}, expected one waveform [S]")
     if keep_seconds is None:
       limit = self.config.max_samples
       keep_seconds = 32.0 if limit is None else limit / (2 * SAMPLE_RATE)
@@ -79,5 +86,5 @@ class SpeechEncoderModel:
     return encode_in_windows(self, self.config, audio, kept=kept, context=context)
 
   def __call__(self, audio, lengths) -> SpeechEncoderOutput:
-    """Encodes; arguments as of `features`."""
-    return self._encode(self.params, jnp.asarray(audio), jnp.asarray(lengths, jnp.int32))
+    """Encodes; arguments and errors as of `features`."""
+    return self._encode(self.params, *checked_audio(audio, lengths))
