@@ -9,26 +9,31 @@ from slm_jax.errors import UserError
 from slm_jax.interop.safetensors_folder import read_json_object
 
 EXTRACTOR_FILE = "preprocessor_config.json"
-# Newer folders keep the extractor's settings here, under "feature_extractor".
+# Newer folders keep the extractor's settings here, under one of these names.
 PROCESSOR_FILE = "processor_config.json"
+_NESTED = ("feature_extractor", "audio_processor")
 
 
 def read_extractor_settings(folder: Path | str) -> dict[str, Any] | None:
   """What a Hugging Face folder says of its feature extractor; None where it says nothing.
 
-  `preprocessor_config.json` comes first, then "feature_extractor" of `processor_config.json`.
+  As in transformers, what `processor_config.json` says of the extractor comes first, then
+  `preprocessor_config.json`, which in a multimodal folder may describe images alone.
 
   Raises:
     UserError: a file is damaged.
   """
   folder = Path(folder)
+  if (folder / PROCESSOR_FILE).is_file():
+    processor = read_json_object(folder / PROCESSOR_FILE)
+    for name in _NESTED:
+      if (settings := processor.get(name)) is None:
+        continue
+      if not isinstance(settings, dict):
+        raise UserError(f"{folder / PROCESSOR_FILE}: {name} is no JSON object")
+      return settings
   if (folder / EXTRACTOR_FILE).is_file():
     return read_json_object(folder / EXTRACTOR_FILE)
-  if (folder / PROCESSOR_FILE).is_file():
-    settings = read_json_object(folder / PROCESSOR_FILE).get("feature_extractor")
-    if settings is not None and not isinstance(settings, dict):
-      raise UserError(f"{folder / PROCESSOR_FILE}: feature_extractor is no JSON object")
-    return settings
   return None
 
 
