@@ -54,6 +54,7 @@ _FIXED_FRONTEND = {
   "padding_side": "right",
 }
 _BASE_PREFIX = "wav2vec2_bert."
+_HEAD = "lm_head."
 # Used in transformers' own training alone.
 _IGNORED = ("masked_spec_embed",)
 # Paths and names within some part of the model.
@@ -152,8 +153,8 @@ def _sources(config: W2vBertConfig, base: str) -> _Sources:
 def open_w2v_bert(
   folder: Path, record: Mapping[str, Any], dtype: str | None
 ) -> tuple[W2vBertConfig, dict[str, StoredParameter]]:
-  """Config and parameters, unread, of a folder that transformers' `Wav2Vec2BertModel` or
-  `Wav2Vec2BertForCTC` saved.
+  """Config and parameters, unread, of a folder that transformers' `Wav2Vec2BertModel` or a model
+  around it saved; of the heads, `Wav2Vec2BertForCTC`'s alone is read.
 
   The head's blank is config.json's pad_token_id. The frontend's settings, where the folder has none,
   are those of every published one.
@@ -162,12 +163,14 @@ def open_w2v_bert(
     UserError: an option is not supported, or the weights are not those of the config.
   """
   tensors = TensorFolder(folder)
-  config = _config(folder, {**_DEFAULTS, **record}, has_head="lm_head.weight" in tensors.tensors)
+  config = _config(folder, {**_DEFAULTS, **record}, has_head=f"{_HEAD}weight" in tensors.tensors)
   # The bare model's tensors carry no prefix, those of models around it do.
   prefixed = any(name.startswith(_BASE_PREFIX) for name in tensors.tensors)
   base = _BASE_PREFIX if prefixed else ""
   shapes: dict[str, Any] = flatten_dict(abstract_params(config), sep="/")
   ignored = [base + name for name in _IGNORED]
+  if prefixed:
+    ignored += [name for name in tensors.tensors if not name.startswith((base, _HEAD))]
   return config, stored_parameters(tensors, _sources(config, base), shapes, dtype, ignored=ignored)
 
 

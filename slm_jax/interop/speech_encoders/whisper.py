@@ -24,8 +24,6 @@ _FIXED = {
   "padding_side": "right",
   "dither": 0,
 }
-# Parts of the model that are not the encoder.
-_IGNORED = ("model.decoder.", "decoder.", "proj_out.")
 _LAYER: dict[str, tuple[str, Form]] = {
   "attention/query/kernel": ("self_attn.q_proj.weight", "linear"),
   "attention/query/bias": ("self_attn.q_proj.bias", "same"),
@@ -57,8 +55,8 @@ _ENCODER: dict[str, tuple[str, Form]] = {
 def open_whisper(
   folder: Path, record: Mapping[str, Any], dtype: str | None
 ) -> tuple[WhisperConfig, dict[str, StoredParameter]]:
-  """Config and parameters, unread, of a folder that transformers' `WhisperModel` or
-  `WhisperForConditionalGeneration` saved; the decoder stays unread.
+  """Config and parameters, unread, of a folder that transformers' `WhisperModel` or a model around it
+  saved, such as `WhisperForConditionalGeneration`; all but the encoder stays unread.
 
   The frontend's settings, where the folder has none, are those of every published Whisper.
 
@@ -67,12 +65,11 @@ def open_whisper(
   """
   config = _config(folder, record)
   tensors = TensorFolder(folder)
-  # WhisperModel's own tensors carry no prefix, those of models around it do.
-  prefix = "model." if "model.encoder.conv1.weight" in tensors.tensors else ""
+  # WhisperModel's own tensors carry no prefix, those of most models around it do.
+  prefix = "model.encoder." if "model.encoder.conv1.weight" in tensors.tensors else "encoder."
   shapes: dict[str, Any] = flatten_dict(abstract_params(config), sep="/")
-  ignored = [name for name in tensors.tensors if name.startswith(_IGNORED)]
-  sources = _sources(f"{prefix}encoder.")
-  return config, stored_parameters(tensors, sources, shapes, dtype, ignored=ignored)
+  ignored = [name for name in tensors.tensors if not name.startswith(prefix)]
+  return config, stored_parameters(tensors, _sources(prefix), shapes, dtype, ignored=ignored)
 
 
 def _sources(prefix: str) -> dict[str, Source]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,16 @@ def test_the_bare_model_has_the_same_frames_and_no_head(theirs, ours, tmp_path):
   out = bare(AUDIO, LENGTHS)
   np.testing.assert_array_equal(out.frames, ours(AUDIO, LENGTHS).frames)
   assert out.ctc_logits is None
+
+
+def test_another_head_is_passed_over(theirs, ours, tmp_path):
+  model = transformers.Wav2Vec2BertForSequenceClassification(theirs.config)
+  model.wav2vec2_bert.load_state_dict(theirs.wav2vec2_bert.state_dict())
+  model.save_pretrained(tmp_path)
+  found = load_speech_encoder(tmp_path)
+  assert found.config.vocab_size == 0
+  frames_of_ours = {name: part for name, part in ours.params.items() if name != "ctc_head"}
+  jax.tree.map(np.testing.assert_array_equal, found.params, frames_of_ours)
 
 
 def test_settings_in_the_processor_or_nowhere_are_the_same(folder, ours, tmp_path):

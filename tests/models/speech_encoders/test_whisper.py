@@ -136,6 +136,15 @@ def test_the_bare_model_and_a_missing_extractor(theirs, folder, ours, tmp_path):
     load_speech_encoder(tmp_path)
 
 
+def test_another_head_is_passed_over(theirs, folder, ours, tmp_path):
+  model = transformers.WhisperForAudioClassification(theirs.config)
+  model.encoder.load_state_dict(theirs.model.encoder.state_dict())
+  model.save_pretrained(tmp_path)
+  shutil.copy(folder / "preprocessor_config.json", tmp_path)
+  found = load_speech_encoder(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, found.params, ours.params)
+
+
 def change(file: Path, **changes):
   file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
