@@ -57,8 +57,11 @@ def rows(audio: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def recordings(limit: int) -> tuple[np.ndarray, np.ndarray] | None:
-  """Six recordings, cut at `limit` samples, as (int16 [B, S], lengths); None where there are none."""
-  files = sorted(DATA.rglob("*.flac"))[:3] + sorted(DATA.rglob("*.wav"))[:3]
+  """One recording of every folder of recordings, cut at `limit` samples, as (int16 [B, S], lengths).
+
+  None where there are none.
+  """
+  files = [sorted(folder.rglob("*.*"))[0] for folder in sorted(DATA.glob("*/audio"))]
   if not files:
     return None
   waves = [read_audio(file)[:limit] for file in files]

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from slm_jax.audio.files import read_audio
 from slm_jax.interop import load_speech_encoder
 from slm_jax.interop.speech_encoder_folder import abstract_params
 from slm_jax.models.speech_encoders.w2v_bert_attention import clipped_shift
 from slm_jax.models.speech_encoders.w2v_bert_config import W2vBertAdapterConfig, W2vBertConfig
 from tests import encoder_contract as contract
+from tests.torch_conformers import recordings, rows
 
 SHAPE: dict[str, Any] = dict(
   hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -37,7 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # 21 pairs of mel frames; 15, and one frame without a partner; one pair alone.
 LENGTHS = np.array([7_030, 5_200, 560], np.int32)
 AUDIO = (np.random.default_rng(0).normal(size=(3, 7_030)) * [[3000], [20], [900]]).astype(np.int16)
-DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 def published(folder: Path, **changes):
@@ -61,10 +60,6 @@ def reference(model, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits = model.lm_head(frames)
   count = int(model._get_feat_extract_output_lengths(inputs["attention_mask"].sum()))
   return frames[0, :count].numpy(), logits[0, :count].numpy()
-
-
-def rows(audio=AUDIO, lengths=LENGTHS):
-  return [row[:n] for row, n in zip(audio, lengths, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +87,7 @@ def test_frames_and_logits_are_theirs(loaded, name):
   out = ours(AUDIO, LENGTHS)
   assert out.blank_id == 10 and out.ctc_logits.dtype == jnp.float32
   counts = []
-  for row, wave in enumerate(rows()):
+  for row, wave in enumerate(rows(AUDIO, LENGTHS)):
     frames, logits = reference(theirs, wave)
     counts.append(len(frames))
     np.testing.assert_allclose(out.frames[row, : len(frames)], frames, atol=1e-4)
@@ -116,7 +111,7 @@ def test_parameters_name_their_axes(loaded, name):
 def test_a_padded_batch_is_theirs_where_padding_does_not_reach(loaded):
   """With an adapter, an odd number of frames without the appended one reads what the batch adds."""
   extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
-  waves = [wave / np.float32(32768) for wave in rows()]
+  waves = [wave / np.float32(32768) for wave in rows(AUDIO, LENGTHS)]
   inputs = extractor(waves, sampling_rate=16_000, return_tensors="pt")
   for name, kept in (("plain", [21, 15, 1]), ("adapter", [6, 4, 0])):
     theirs, ours = loaded(name)
@@ -193,15 +188,13 @@ def test_shapes_that_cannot_be_are_refused(change, says):
 
 
 def test_real_recordings(loaded):
-  files = sorted(DATA.rglob("*.flac"))[:2] + sorted(DATA.rglob("*.wav"))[:3]
-  if not files:
-    pytest.skip(f"no recordings in {DATA}")
-  waves = [read_audio(file)[:32_000] for file in files]
-  lengths = [len(wave) for wave in waves]
-  audio = np.stack([np.pad(wave, (0, 32_000 - len(wave))) for wave in waves])
+  found = recordings(32_000)
+  if found is None:
+    pytest.skip("no recordings in shared/data")
+  audio, lengths = found
   theirs, ours = loaded("adapter")
   out = ours(audio, lengths)
-  for row, wave in enumerate(waves):
+  for row, wave in enumerate(rows(audio, lengths)):
     frames, logits = reference(theirs, wave)
     assert int(out.mask[row].sum()) == len(frames) > 0
     np.testing.assert_allclose(out.frames[row, : len(frames)], frames, atol=1e-4)
