@@ -5,6 +5,7 @@ checkpoints and the mesh know nothing of the difference.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -54,9 +55,21 @@ def _token_sums(
   return {"loss": loss, "correct": correct, "weight": weights.sum()}
 
 
+def _frames_lost(sown: Mapping[str, Any]) -> Sums:
+  """ "frames_lost" of what the model sowed: nothing unless its length reduction packs by CTC."""
+  adapter = sown.get("intermediates", {}).get("adapter", {})
+  if "length_reduction" not in adapter:
+    return {}
+  (lost,) = adapter["length_reduction"]["frames_lost"]
+  return {"frames_lost": lost.sum().astype(jnp.float32)}
+
+
 @dataclasses.dataclass(frozen=True)
 class SLMObjective:
-  """Token cross-entropy of the target text, through the frozen LM (SLM §3)."""
+  """Token cross-entropy of the target text, through the frozen LM (SLM §3).
+
+  Its sums have "frames_lost", the frames that length reduction by CTC had no room for.
+  """
 
   model: SLM
   # As of `vocabulary_cross_entropy`.
@@ -67,12 +80,18 @@ class SLMObjective:
 
   def loss(self, params, batch, rng, *, train=True):
     # Any: the type of what a method returns does not survive `apply`.
-    decoded: Any = self.model.apply(
-      {"params": params}, batch, train=train, rngs=_rngs(rng), method="decode"
+    result: Any = self.model.apply(
+      {"params": params},
+      batch,
+      train=train,
+      rngs=_rngs(rng),
+      method="decode",
+      mutable=["intermediates"],
     )
+    decoded, sown = result
     sums = _token_sums(batch, *decoded, z_loss=0.0, chunk=self.loss_chunk)
     sums["audio_seconds"] = jnp.sum(batch.audio_lengths) / 16_000.0
-    return sums["loss"], sums
+    return sums["loss"], sums | _frames_lost(sown)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,8 +97,9 @@ def make_train_step(
     metrics["target_tokens"] = sums["weight"]
     if "ctc_loss" in sums:
       metrics["ctc_loss"] = sums["ctc_loss"] / weight
-    if "audio_seconds" in sums:
-      metrics["audio_seconds"] = sums["audio_seconds"]
+    for name in ("audio_seconds", "frames_lost"):
+      if name in sums:
+        metrics[name] = sums[name]
     new_state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return new_state, metrics
 

@@ -11,8 +11,11 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.interop import load_language_model
 from slm_jax.models.adapter import AdapterConfig
+from slm_jax.models.ctc import starts_of_runs
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.models.slm import SLM, join_compact
+from slm_jax.models.speech_encoders.usm import USMEncoder
+from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe
 
 
@@ -61,6 +64,23 @@ def slm(tiny_bases):
   loaded = jax.tree.map(jnp.asarray, built.loaded)
   params = {**built.finish(fresh, loaded), **loaded}
   return built.objective.model, params, batch
+
+
+def test_frames_that_a_reduction_by_ctc_has_no_room_for_are_counted(slm):
+  model, params, batch = slm
+  reduction = LengthReductionConfig(kind="ctc_collapse", max_frames=0.3)
+  adapter = dataclasses.replace(model.config.adapter, length_reduction=reduction)
+  objective = SLMObjective(SLM(dataclasses.replace(model.config, adapter=adapter)))
+  fresh = nn.unbox(objective.init(jax.random.key(0), batch))
+  batch = batch.replace(audio_lengths=np.array([6000, 4100, 640], np.int32))
+  _, sums = objective.loss({**params, "adapter": fresh["adapter"]}, batch, jax.random.key(0))
+  encoder = USMEncoder(model.config.speech_encoder)
+  out = encoder.apply({"params": params["speech_encoder"]}, batch.audio, batch.audio_lengths)
+  runs = np.asarray(starts_of_runs(out.ctc_logits.argmax(-1), out.mask)).sum(axis=1)
+  room = reduction.output_length(out.mask.shape[1])
+  assert sums["frames_lost"] == np.maximum(runs - room, 0).sum() > 0
+  _, sums = SLMObjective(model).loss(params, batch, jax.random.key(0))
+  assert "frames_lost" not in sums
 
 
 def test_content_of_padding_changes_nothing(slm):
