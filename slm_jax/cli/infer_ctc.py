@@ -8,7 +8,7 @@ from pathlib import Path
 from slm_jax.cli.main import Parser
 from slm_jax.errors import UserError
 
-EXAMPLE = "slm_jax infer --ctc --speech_encoder=slm_jax/assets/mini/speech_encoder --audio=a.wav"
+EXAMPLE = "slm_jax infer --ctc --speech_encoder=slm_jax:mini/speech_encoder --audio=a.wav"
 # Audio is cut at pauses beyond this, where the encoder itself takes more.
 _CHUNK_SECONDS = 30.0
 
@@ -55,7 +55,9 @@ def _parser() -> Parser:
   )
   parser.add_argument("--ctc", action="store_true", help=argparse.SUPPRESS)
   parser.add_argument(
-    "--speech_encoder", required=True, help="folder of an encoder, ours or Hugging Face's"
+    "--speech_encoder",
+    required=True,
+    help="folder of an encoder, ours or Hugging Face's; slm_jax:mini/speech_encoder is the shipped one",
   )
   parser.add_argument(
     "--audio", action="append", default=[], help="repeatable; any rate and channels"
@@ -80,8 +82,10 @@ def _transcriber(flags: argparse.Namespace):
   from slm_jax.audio.files import SAMPLE_RATE
   from slm_jax.evaluation.ctc_transcriber import CtcTranscriber
   from slm_jax.interop import load_speech_encoder, open_speech_encoder
+  from slm_jax.training.recipes import resolve_path
 
-  source = open_speech_encoder(flags.speech_encoder)
+  folder = resolve_path(flags.speech_encoder)
+  source = open_speech_encoder(folder)
   if not source.config.vocab_size:
     raise UserError(
       f"{flags.speech_encoder} has no CTC head, so that it hears nothing by itself; train an adapter "
@@ -101,5 +105,5 @@ def _transcriber(flags: argparse.Namespace):
   else:
     most = "a day" if limit is None else f"the encoder's limit of {limit / SAMPLE_RATE:g}"
     raise UserError(f"--chunk_seconds={flags.chunk_seconds}: expected 1 to {most}")
-  encoder = load_speech_encoder(flags.speech_encoder)
+  encoder = load_speech_encoder(folder)
   return CtcTranscriber(encoder, max_samples, flags.ctc_beams)

@@ -21,7 +21,8 @@ SAMPLE = "slm_jax/assets/mini/sample.wav"
 @pytest.mark.parametrize("beams", [1, 4])
 def test_the_shipped_encoder_hears_the_sample(tmp_path, capsys, beams):
   output = tmp_path / "a" / "out.jsonl"
-  argv = [f"--speech_encoder={ENCODER}", f"--audio={SAMPLE}", f"--ctc_beams={beams}"]
+  shipped = "slm_jax:mini/speech_encoder"
+  argv = [f"--speech_encoder={shipped}", f"--audio={SAMPLE}", f"--ctc_beams={beams}"]
   argv += ["--batch_size=1", f"--output={output}"]
   assert main(["infer", "--ctc", *argv]) == 0
   captured = capsys.readouterr()
