@@ -74,7 +74,7 @@ def test_the_bare_model_has_the_same_frames_and_no_head(theirs, ours, tmp_path):
 
 
 def test_another_head_is_passed_over(theirs, ours, tmp_path):
-  model = transformers.Wav2Vec2BertForSequenceClassification(theirs.config)
+  model = transformers.Wav2Vec2BertForXVector(transformers.Wav2Vec2BertConfig(**SHAPE))
   model.wav2vec2_bert.load_state_dict(theirs.wav2vec2_bert.state_dict())
   model.save_pretrained(tmp_path)
   found = load_speech_encoder(tmp_path)
