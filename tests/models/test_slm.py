@@ -11,10 +11,8 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.interop import load_language_model
 from slm_jax.models.adapter import AdapterConfig
-from slm_jax.models.ctc import starts_of_runs
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.models.slm import SLM, join_compact
-from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe
 
@@ -68,19 +66,23 @@ def slm(tiny_bases):
 
 def test_frames_that_a_reduction_by_ctc_has_no_room_for_are_counted(slm):
   model, params, batch = slm
-  reduction = LengthReductionConfig(kind="ctc_collapse", max_frames=0.3)
+  reduction = LengthReductionConfig(kind="ctc_blank", max_frames=0.3)
   adapter = dataclasses.replace(model.config.adapter, length_reduction=reduction)
   objective = SLMObjective(SLM(dataclasses.replace(model.config, adapter=adapter)))
-  batch = batch.replace(audio_lengths=np.array([6000, 4100, 640], np.int32))
+  lengths = np.array([6000, 4100, 640], np.int32)
+  batch = batch.replace(audio_lengths=lengths)
   shapes = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0), batch))
-  params = {**params, "adapter": jax.tree.map(lambda x: jnp.ones(x.shape), shapes["adapter"])}
-  _, sums = jax.jit(objective.loss)(params, batch, jax.random.key(0))
-  encode = jax.jit(USMEncoder(model.config.speech_encoder).apply)
-  out = encode({"params": params["speech_encoder"]}, batch.audio, batch.audio_lengths)
-  runs = np.asarray(starts_of_runs(out.ctc_logits.argmax(-1), out.mask)).sum(axis=1)
-  room = reduction.output_length(out.mask.shape[1])
-  assert sums["frames_lost"] == np.maximum(runs - room, 0).sum() > 0
-  _, sums = jax.eval_shape(SLMObjective(model).loss, slm[1], batch, jax.random.key(0))
+  # No frame is blank: each takes a place.
+  encoder = params["speech_encoder"]
+  bias = encoder["ctc_head"]["bias"].at[0].set(-1e9)
+  encoder = {**encoder, "ctc_head": {**encoder["ctc_head"], "bias": bias}}
+  ones = jax.tree.map(lambda x: jnp.ones(x.shape), shapes["adapter"])
+  tree = {**params, "speech_encoder": encoder, "adapter": ones}
+  _, sums = jax.jit(objective.loss)(tree, batch, jax.random.key(0))
+  counts = np.array([model.config.speech_encoder.num_frames(int(n)) for n in lengths])
+  room = reduction.output_length(counts[0])
+  assert sums["frames_lost"] == np.maximum(counts - room, 0).sum() == 11
+  _, sums = jax.eval_shape(SLMObjective(model).loss, params, batch, jax.random.key(0))
   assert "frames_lost" not in sums
 
 
