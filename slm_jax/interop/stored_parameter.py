@@ -1,8 +1,9 @@
 """Parameters that still lie in files: shape and type are known, slices are read when asked for."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, so that it is the name of a dtype
@@ -61,27 +62,53 @@ class StoredTensor:
     shape: as stored.
     dtype: name of the type as stored.
     load: reads a slice; raises UserError if the file is damaged.
-    chunk_rows: rows of axis 0 that can only be read together.
+    chunk: sizes of the regular pieces that are decoded whole; None where a slice costs its own bytes.
+    keeps_chunk: `load` remembers the chunk that it decoded last, so that it may be asked for in parts.
   """
 
   place: str
   shape: tuple[int, ...]
   dtype: str
   load: Callable[[Index], np.ndarray]
-  chunk_rows: int = 1
+  chunk: tuple[int, ...] | None = None
+  keeps_chunk: bool = False
 
-  def blocks(self, index: Index) -> Iterator[tuple[slice, np.ndarray]]:
-    """A slice in pieces of bounded size: (their rows of axis 0, their content)."""
-    if not index:
-      yield slice(0, 1), self.load(())
-      return
-    row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
-    rows = max(1, _BLOCK_BYTES // max(1, row_bytes * self.chunk_rows)) * self.chunk_rows
-    start = index[0].start
-    while start < index[0].stop:
-      stop = min(index[0].stop, start - start % rows + rows)
-      yield slice(start, stop), self.load((slice(start, stop), *index[1:]))
-      start = stop
+  def blocks(
+    self, index: Index, whole: int | None = None
+  ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """A slice in pieces of bounded size, chunk by chunk: (where they are in the tensor, their content).
+
+    Larger than a block is only a chunk that `load` does not keep. `whole`: an axis that is not cut.
+    """
+    chunk = list(self.chunk or (1,) * len(self.shape))
+    if whole is not None:
+      chunk[whole] = self.shape[whole]
+    itemsize = np.dtype(self.dtype).itemsize
+    for cell in _cells(index, self._box(chunk)):
+      parts: Iterable[tuple[slice, ...]] = (cell,)
+      if self.keeps_chunk and math.prod(s.stop - s.start for s in cell) * itemsize > _BLOCK_BYTES:
+        least = [self.shape[axis] if axis == whole else 1 for axis in range(len(cell))]
+        parts = _cells(cell, self._box(least))
+      for part in parts:
+        yield part, self.load(part)
+
+  def _box(self, chunk: Sequence[int]) -> list[int]:
+    """Sizes of as many chunks as a block has room for, whole rows first."""
+    box = list(chunk)
+    for axis in reversed(range(len(box))):
+      size = math.prod(box) * np.dtype(self.dtype).itemsize
+      box[axis] *= max(1, min(_BLOCK_BYTES // max(1, size), -(-self.shape[axis] // box[axis])))
+    return box
+
+
+def _cells(index: Index, sizes: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+  """Cuts a slice where a grid of cells of `sizes`, counted from 0, does."""
+  cuts = []
+  for one, size in zip(index, sizes, strict=True):
+    edges = [*range(one.start - one.start % size, one.stop, size), one.stop]
+    edges[0] = one.start
+    cuts.append([slice(*pair) for pair in itertools.pairwise(edges)])
+  yield from itertools.product(*cuts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,24 +207,30 @@ class StoredParameter:
     if apart:
       heads = slice(index[axis].start // width, -(-index[axis].stop // width))
       asked = (*index[:axis], heads, slice(0, width), *index[axis + 1 :])
-    for rows, block in tensor.blocks((*asked[:1], *layers, *asked[1:])):
+    # Where heads lie apart, a piece has them in their full width.
+    whole = len(layers) + axis + 1 if apart else None
+    for place, block in tensor.blocks((*asked[:1], *layers, *asked[1:]), whole):
       block = self._cast(block)
       if not np.isfinite(block).all():
         return False
+      rows = slice(0, 1)
+      if stacked:
+        rows = slice(place[1].start - layers[0].start, place[1].stop - layers[0].start)
+        place = (place[0], *place[2:])
       block = np.moveaxis(block, 1, 0) if stacked else block[None]
-      if not index:
-        target[...] = block
-        continue
-      start, stop = rows.start, rows.stop
       if apart:
         block = block.reshape(*block.shape[: axis + 1], -1, *block.shape[axis + 3 :])
         # Whole heads were read: of the first and the last one maybe only a part is wanted.
-        first = (rows if axis == 0 else asked[axis]).start * width
-        begin, end = max(first, index[axis].start), first + block.shape[axis + 1]
-        end = min(end, index[axis].stop)
+        first = place[axis].start * width
+        begin = max(first, index[axis].start)
+        end = min(first + block.shape[axis + 1], index[axis].stop)
         block = block[(slice(None),) * (axis + 1) + (slice(begin - first, end - first),)]
-        start, stop = (begin, end) if axis == 0 else (start, stop)
-      target[:, start - index[0].start : stop - index[0].start] = block
+        place = (*place[:axis], slice(begin, end), *place[axis + 2 :])
+      shifted = (
+        slice(one.start - all_.start, one.stop - all_.start)
+        for one, all_ in zip(place, index, strict=True)
+      )
+      target[(rows, *shifted)] = block
     return True
 
   def _cast(self, block: np.ndarray) -> np.ndarray:

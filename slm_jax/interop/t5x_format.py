@@ -9,6 +9,7 @@ Every defect of a checkpoint is a one-line `UserError` that names the array.
 """
 
 import io
+import math
 import os
 import shutil
 import time
@@ -37,6 +38,9 @@ _PLACEHOLDER = "PLACEHOLDER://"
 _CHUNKED = "__msgpack_chunked_array__"
 _NDARRAY_CODES = (1, 3)  # Flax's extension types of arrays and of NumPy scalars
 _CHUNK_BYTES = 64 * 2**20
+# Half a minute for a network that comes back; TensorStore's own patience is a silent quarter of an hour.
+_RETRIES = {"gcs_request_retries": {"max_retries": 6, "initial_delay": "1s", "max_delay": "8s"}}
+_CONTEXT = ts.Context(_RETRIES)
 # What TensorStore raises, by the kind of status.
 _STORE_ERRORS = (ValueError, KeyError, IndexError, OSError, NotImplementedError, RuntimeError)
 
@@ -57,14 +61,14 @@ def open_target(path: Path | str) -> dict[str, StoredTensor]:
   """
   if not str(path).startswith("gs://"):
     _check_local(Path(path))
-  root = ts.KvStore.open(kvstore_spec(path)).result()
+  root = ts.KvStore.open(kvstore_spec(path), context=_CONTEXT).result()
   content = _read_file(root, FILE_NAME, str(path))
   if content is not None:
     return _from_tree(_legacy_tree(content, f"{path}/{FILE_NAME}"), root, str(path))
   state, label = root / f"{ORBAX_FOLDER}/", f"{path}/{ORBAX_FOLDER}"
   if _read_file(state, "manifest.ocdbt", label) is not None:
     database = {"driver": "ocdbt", "base": state.spec().to_json()}
-    return _from_keys(ts.KvStore.open(database).result(), label)
+    return _from_keys(ts.KvStore.open(database, context=_CONTEXT).result(), label)
   content = _read_file(state, FILE_NAME, label)
   if content is not None:
     return _from_tree(_orbax_tree(content, f"{label}/{FILE_NAME}"), state, label)
@@ -77,7 +81,7 @@ def read_beside(path: Path | str, name: str) -> bytes | None:
   above = spec["path"].strip("/").rpartition("/")[0]
   spec["path"] = f"/{above}/" if spec["driver"] == "file" else f"{above}/"
   try:
-    return _read_file(ts.KvStore.open(spec).result(), name, str(path))
+    return _read_file(ts.KvStore.open(spec, context=_CONTEXT).result(), name, str(path))
   except (UserError, *_STORE_ERRORS):
     return None
 
@@ -93,7 +97,13 @@ def kvstore_spec(path: Path | str) -> dict[str, str]:
   return {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
 
 
-def write_target(path: Path | str, arrays: Iterable[tuple[str, np.ndarray]], step: int) -> Path:
+def write_target(
+  path: Path | str,
+  arrays: Iterable[tuple[str, np.ndarray]],
+  step: int,
+  *,
+  report: Callable[[int], None] | None = None,
+) -> Path:
   """Writes `path`/checkpoint_<step> in T5X's own layout, without optimiser state.
 
   Vectors are inline; the rest is zarr, gzip level 1, in chunks of at most 64 MiB where rows allow.
@@ -101,6 +111,7 @@ def write_target(path: Path | str, arrays: Iterable[tuple[str, np.ndarray]], ste
 
   Args:
     arrays: pairs of path and parameter, written as they come.
+    report: told the bytes of every array when it is written.
 
   Returns:
     The new folder.
@@ -118,6 +129,8 @@ def write_target(path: Path | str, arrays: Iterable[tuple[str, np.ndarray]], ste
     for name, array in arrays:
       inline = array.ndim < 2
       entries[name] = np.array(array) if inline else _write_zarr(temporary, name, array)
+      if report is not None:
+        report(array.nbytes)
     target = traverse_util.unflatten_dict(entries, sep="/")
     optimizer = {"target": target, "state": {"step": np.array(step, np.int32)}}
     content = serialization.msgpack_serialize({"version": VERSION, "optimizer": optimizer})
@@ -262,32 +275,60 @@ def _open_arrays(
       # A lost chunk would be read as zeros.
       "fill_missing_data_reads": False,
     }
-    opening[name] = ts.open(spec, read=True, open=True)
+    opening[name] = ts.open(spec, context=_CONTEXT, read=True, open=True)
   arrays, damaged = {}, []
+  last = _LastChunk()
   for name, future in opening.items():
     try:
       store = future.result()
     except _STORE_ERRORS as error:
       damaged.append(f"{name} ({_reason(error)})")
       continue
-    arrays[name] = _stored_tensor(store, f"{label}: {name}")
+    arrays[name] = _stored_tensor(store, f"{label}: {name}", last)
   if damaged:
     raise UserError(f"{label}: {len(damaged)} arrays cannot be opened: {some(damaged)}")
   return arrays
 
 
-def _stored_tensor(store: ts.TensorStore, place: str) -> StoredTensor:
+class _LastChunk:
+  """Keeps the chunk that was decoded last, of one array: for chunks too large to be read more than once,
+  or to have beside a copy."""
+
+  def __init__(self):
+    self._array: ts.TensorStore | None = None
+    self._keeping: ts.TensorStore | None = None
+
+  def opened(self, array: ts.TensorStore, chunk_bytes: int) -> ts.TensorStore:
+    """The same array, opened to keep a chunk; what was kept of another one is let go before."""
+    if array is not self._array or self._keeping is None:
+      self._array = self._keeping = None
+      # The pool counts a little more than the content.
+      limit = {**_RETRIES, "cache_pool": {"total_bytes_limit": chunk_bytes + 2**20}}
+      spec = {**array.spec().to_json(), "recheck_cached_data": "open"}
+      opening = ts.open(spec, context=ts.Context(limit), read=True, open=True)
+      self._array, self._keeping = array, opening.result()
+    return self._keeping
+
+
+def _stored_tensor(store: ts.TensorStore, place: str, last: _LastChunk) -> StoredTensor:
+  chunk = tuple(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
+  chunk_bytes = math.prod(chunk) * store.dtype.numpy_dtype.itemsize
+  large = chunk_bytes > _CHUNK_BYTES
+
   def load(index: Index) -> np.ndarray:
     try:
-      return np.asarray(store[index].read().result())
+      array = last.opened(store, chunk_bytes) if large else store
+      return np.asarray(array[index].read().result())
     except _STORE_ERRORS as error:
       raise UserError(f"{place} cannot be read: {_reason(error)}") from error
 
-  chunk = store.chunk_layout.read_chunk.shape
-  rows = chunk[0] if chunk else 1
-  shape = tuple(store.shape)
   return StoredTensor(
-    place=place, shape=shape, dtype=store.dtype.name, load=load, chunk_rows=max(1, rows or 1)
+    place=place,
+    shape=tuple(store.shape),
+    dtype=store.dtype.name,
+    load=load,
+    chunk=chunk,
+    keeps_chunk=large,
   )
 
 

@@ -17,7 +17,7 @@ def permuted(tensor: StoredTensor, axes: Sequence[int]) -> StoredTensor:
     return tensor.load(tuple(index[i] for i in back)).transpose(axes)
 
   shape = tuple(tensor.shape[axis] for axis in axes)
-  return dataclasses.replace(tensor, shape=shape, load=load, chunk_rows=1)
+  return dataclasses.replace(tensor, shape=shape, load=load, chunk=None, keeps_chunk=False)
 
 
 def squeezed(tensor: StoredTensor, axis: int) -> StoredTensor:
@@ -28,7 +28,7 @@ def squeezed(tensor: StoredTensor, axis: int) -> StoredTensor:
   def load(index: Index) -> np.ndarray:
     return tensor.load((*index[:axis], slice(0, 1), *index[axis:])).squeeze(axis)
 
-  return dataclasses.replace(tensor, shape=shape, load=load, chunk_rows=1)
+  return dataclasses.replace(tensor, shape=shape, load=load, chunk=None, keeps_chunk=False)
 
 
 def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
@@ -39,4 +39,4 @@ def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
     return tensor.load((first, *index[1:]))
 
   shape = (stop - start, *tensor.shape[1:])
-  return dataclasses.replace(tensor, shape=shape, load=load, chunk_rows=1)
+  return dataclasses.replace(tensor, shape=shape, load=load, chunk=None, keeps_chunk=False)

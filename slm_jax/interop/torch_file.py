@@ -78,7 +78,7 @@ class TorchFile:
       shape=tensor.size,
       dtype=tensor.storage.dtype.name,
       load=lambda index: self.read(name, index),
-      chunk_rows=1 if tensor.order is not None else max(1, tensor.size[0]),
+      chunk=None if tensor.order is not None else tensor.size,
     )
 
   def _read(self, tensor: "_Tensor", index: Index) -> np.ndarray:

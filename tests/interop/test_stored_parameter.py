@@ -24,13 +24,9 @@ from slm_jax.interop.torch_file import TorchFile
 RNG = np.random.default_rng(0)
 
 
-def in_memory(array: np.ndarray, place: str = "file: x", chunk_rows: int = 1) -> StoredTensor:
+def in_memory(array: np.ndarray, place: str = "file: x", **chunk) -> StoredTensor:
   return StoredTensor(
-    place=place,
-    shape=array.shape,
-    dtype=array.dtype.name,
-    load=array.__getitem__,
-    chunk_rows=chunk_rows,
+    place=place, shape=array.shape, dtype=array.dtype.name, load=array.__getitem__, **chunk
   )
 
 
@@ -47,7 +43,7 @@ def same(parameter: StoredParameter, expected: np.ndarray) -> None:
   np.testing.assert_array_equal(np.asarray(parameter), expected)
 
 
-@pytest.fixture(params=[1, 200, 2**26], ids=["one-row", "some-rows", "whole"])
+@pytest.fixture(params=[1, 200, 2**26], ids=["elements", "rows", "whole"])
 def block_bytes(request, monkeypatch):
   monkeypatch.setattr(stored_parameter, "_BLOCK_BYTES", request.param)
 
@@ -103,15 +99,30 @@ def test_heads_apart_are_joined(block_bytes, axis, layers):
 
 
 def test_chunks_that_can_only_be_read_whole_are_read_once(monkeypatch):
+  tensor = in_memory(RNG.normal(size=(10, 5)), chunk=(4, 3))
+
+  def pieces(rows: slice, columns: slice) -> list[tuple[int, int, int, int]]:
+    blocks = tensor.blocks((rows, columns))
+    return [(one.start, one.stop, other.start, other.stop) for (one, other), _ in blocks]
+
   monkeypatch.setattr(stored_parameter, "_BLOCK_BYTES", 1)
-  tensor = in_memory(RNG.normal(size=(10, 3)), chunk_rows=4)
+  everything = [(i, min(i + 4, 10), j, k) for i in (0, 4, 8) for j, k in ((0, 3), (3, 5))]
+  assert pieces(slice(0, 10), slice(0, 5)) == everything
+  assert pieces(slice(3, 9), slice(1, 3)) == [(3, 4, 1, 3), (4, 8, 1, 3), (8, 9, 1, 3)]
+  # Room for two chunks of 96 bytes: as many columns as there are, then rows.
+  monkeypatch.setattr(stored_parameter, "_BLOCK_BYTES", 200)
+  assert pieces(slice(0, 10), slice(0, 5)) == [(0, 4, 0, 5), (4, 8, 0, 5), (8, 10, 0, 5)]
 
-  def rows(start: int, stop: int) -> list[tuple[int, int]]:
-    blocks = tensor.blocks((slice(start, stop), slice(0, 3)))
-    return [(rows.start, rows.stop) for rows, _ in blocks]
 
-  assert rows(0, 10) == [(0, 4), (4, 8), (8, 10)]
-  assert rows(3, 9) == [(3, 4), (4, 8), (8, 9)]
+def test_a_chunk_that_is_kept_is_asked_for_in_blocks(monkeypatch):
+  monkeypatch.setattr(stored_parameter, "_BLOCK_BYTES", 100)
+  array = RNG.normal(size=(20, 8))
+  tensor = in_memory(array, chunk=(10, 4), keeps_chunk=True)
+  pieces = [place for place, _ in tensor.blocks((slice(0, 20), slice(0, 8)))]
+  chunks = [(rows.start // 10, columns.start // 4) for rows, columns in pieces]
+  assert chunks == sorted(chunks), "one chunk after the other"
+  assert max((r.stop - r.start) * (c.stop - c.start) for r, c in pieces) * 8 <= 100
+  same(StoredParameter(shape=(20, 8), dtype=array.dtype, tensors=(tensor,)), array)
 
 
 @pytest.mark.parametrize("stored", ["float64", "float32", "bfloat16", "float16"])
