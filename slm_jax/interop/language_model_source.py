@@ -16,10 +16,11 @@ from slm_jax.interop.placement import place_all
 from slm_jax.interop.quantized_parameter import QuantizedParameter, quantized
 from slm_jax.interop.stored_parameter import StoredParameter
 from slm_jax.models.language_model import LanguageModel
-from slm_jax.models.partitioning import parameter_shardings
+from slm_jax.models.partitioning import BATCH_AXES, RULES, parameter_shardings
 from slm_jax.models.t5 import T5Config, abstract_params
 
 REMOTE_PREFIX = "gs://"
+_MESH_AXES = {*BATCH_AXES, *(axis for axis in RULES.values() if axis is not None)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class StoredLanguageModel:
   Attributes:
     config: shape of the model.
     parameters: by path, T5X's names; `QuantizedParameter`s among them where asked for.
-    tokenizer_path: its SentencePiece model, None if there is none.
+    tokenizer_path: its SentencePiece model, or a tokenizer.json that holds one; None if there is none.
   """
 
   config: T5Config
@@ -57,7 +58,8 @@ def open_language_model(
       checkpoint (`checkpoint_<step>`), which may be gs://bucket/….
     dtype: "float32", "bfloat16" or "float16" casts the weights; "int8" quantises the large ones as
       they are read (see `slm_jax.models.quantization`); None keeps the file's types.
-    tokenizer: SentencePiece model; None takes spiece.model in the folder, or beside a checkpoint.
+    tokenizer: SentencePiece model, or tokenizer.json of one; None takes spiece.model, else
+      tokenizer.json, in the folder or beside a checkpoint.
 
   Raises:
     UserError: neither of the two, a file is missing or damaged, or a tensor is missing, surplus or
@@ -78,8 +80,7 @@ def open_language_model(
       raise UserError(f"tokenizer {tokenizer} does not exist; expected a SentencePiece model")
     found = Path(tokenizer)
   else:
-    files = (place / folders.TOKENIZER_NAME for place in beside)
-    found = next((file for file in files if file.is_file()), None)
+    found = folders.find_tokenizer(beside)
   if kind == "int8":
     config = dataclasses.replace(config, weights=kind)
     shapes = traverse_util.flatten_dict(nn.unbox(abstract_params(config)), sep="/")
@@ -101,17 +102,24 @@ def load_language_model(
   Args:
     path, dtype, tokenizer: as of `open_language_model`.
     mesh: spreads the parameters by the rules of `slm_jax.models.partitioning`, each process reading
-      only its own slices; None puts them on the default device.
+      only its own slices, and the rows of what `generate` gets; None takes the default device.
 
   Raises:
     UserError: as of `open_language_model`; or tensors hold NaN or infinite values.
+    ValueError: the mesh lacks an axis that the rules name.
   """
+  if mesh is not None and (lacking := _MESH_AXES - set(mesh.axis_names)):
+    raise ValueError(
+      f"mesh has the axes {mesh.axis_names} and lacks {sorted(lacking)}; make it with make_mesh of "
+      "slm_jax.training.sharding"
+    )
   source = open_language_model(path, dtype=dtype, tokenizer=tokenizer)
   # A damaged tokenizer is found before gigabytes are read.
   processor = source.tokenizer
   shardings = None if mesh is None else _shardings(source.config, mesh)
   placed = place_all(source.parameters, shardings)
-  return LanguageModel(source.config, traverse_util.unflatten_dict(placed, sep="/"), processor)
+  params = traverse_util.unflatten_dict(placed, sep="/")
+  return LanguageModel(source.config, params, processor, mesh)
 
 
 def _check_is_folder_of_a_model(folder: Path) -> None:

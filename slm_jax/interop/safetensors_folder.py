@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_jax.errors import UserError
+from slm_jax.interop import fast_tokenizer
 from slm_jax.interop.safetensors_file import SafetensorsFile
 from slm_jax.interop.safetensors_writer import INDEX_NAME, WEIGHTS_NAME, atomic_file
 from slm_jax.interop.stored_parameter import FLOAT_TYPES, StoredParameter, StoredTensor
@@ -22,6 +23,7 @@ TORCH_WEIGHTS_NAME = "pytorch_model.bin"
 TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "spiece.model"
+FAST_TOKENIZER_NAME = "tokenizer.json"
 
 
 class TensorFolder:
@@ -92,7 +94,8 @@ def read_config(folder: Path | str) -> dict:
   """config.json as a dict; UserError when it is missing or not a JSON object."""
   folder = Path(folder)
   if not folder.is_dir():
-    raise UserError(f"model folder {folder} does not exist")
+    what = "is a file, no folder" if folder.exists() else "does not exist"
+    raise UserError(f"model folder {folder} {what}")
   return read_json_object(folder / CONFIG_NAME)
 
 
@@ -103,13 +106,34 @@ def write_config(folder: Path | str, config: Mapping) -> None:
 
 
 def open_tokenizer(path: Path | str):
-  """The SentencePiece processor of a file; UserError if it is none."""
+  """The SentencePiece processor of a spiece.model, or of a unigram tokenizer.json; UserError if it is none."""
   import sentencepiece
 
   try:
+    if Path(path).suffix == ".json":
+      return sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model(path))
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
   except (OSError, RuntimeError) as error:
     raise UserError(f"{path} is not a SentencePiece model: {error}") from error
+
+
+def tokenizer_model(path: Path | str) -> bytes:
+  """What a spiece.model of this tokenizer holds; UserError as of `open_tokenizer`."""
+  path = Path(path)
+  if path.suffix == ".json":
+    return fast_tokenizer.sentencepiece_model(read_json_object(path), path)
+  return path.read_bytes()
+
+
+def find_tokenizer(folders: Iterable[Path]) -> Path | None:
+  """The first spiece.model, else the first tokenizer.json of a unigram model."""
+  folders = tuple(folders)
+  models = [folder / TOKENIZER_NAME for folder in folders]
+  fast = [folder / FAST_TOKENIZER_NAME for folder in folders]
+  found = next((file for file in models if file.is_file()), None)
+  return found or next(
+    (f for f in fast if f.is_file() and fast_tokenizer.is_unigram(read_json_object(f))), None
+  )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -120,7 +144,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _weight_files(folder: Path) -> list[Path]:
   if not folder.is_dir():
-    raise UserError(f"model folder {folder} does not exist")
+    what = "is a file, no folder" if folder.exists() else "does not exist"
+    raise UserError(f"model folder {folder} {what}")
   for name, index in ((WEIGHTS_NAME, INDEX_NAME), (TORCH_WEIGHTS_NAME, TORCH_INDEX_NAME)):
     if (folder / name).is_file():
       return [folder / name]
@@ -160,7 +185,7 @@ def read_json_object(path: Path) -> dict:
     content = json.loads(path.read_text())
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is not JSON: {error}") from error
   if not isinstance(content, dict):
     raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object")

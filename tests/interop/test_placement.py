@@ -89,6 +89,18 @@ def test_a_model_on_a_mesh_computes_what_it_does_on_one_device(tmp_path, config,
     model.logits(model.encode(tokens=tokens), tokens > 0, tokens) for model in (whole, spread)
   ]
   np.testing.assert_allclose(*logits, atol=1e-4)
+  if source == "hf" and not config.per_layer_relpos:
+    # Rows on the host, fewer than there are devices.
+    answers = [model.generate(tokens=tokens, max_new_tokens=3) for model in (whole, spread)]
+    np.testing.assert_array_equal(answers[1].ids, answers[0].ids)
+    np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=1e-4)
+
+
+def test_a_mesh_without_the_rules_axes_is_named(tmp_path):
+  save_language_model(tmp_path, CONFIG, random_params(CONFIG))
+  mesh = jax.make_mesh((8,), ("tensor",))
+  with pytest.raises(ValueError, match=r"axes \('tensor',\) and lacks \['data', 'fsdp'\]"):
+    load_language_model(tmp_path, mesh=mesh)
 
 
 def test_damage_is_named_by_whoever_reads_it(tmp_path):
