@@ -28,6 +28,16 @@ _ACTIVATIONS = {
   "silu": ("silu",),
 }
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+# Fields that may be left out, and what they are where they are not.
+_OPTIONAL = {
+  "num_decoder_layers": (int, "a whole number"),
+  "relative_attention_num_buckets": (int, "a whole number"),
+  "relative_attention_max_distance": (int, "a whole number"),
+  "eos_token_id": (int, "a whole number"),
+  "layer_norm_epsilon": (int | float, "a number"),
+  "dropout_rate": (int | float, "a number"),
+  "feed_forward_proj": (str, "text"),
+}
 _HEAD = "lm_head.weight"
 _COMPARED_ROWS = 4096
 # Files written by PyTorch repeat shared tensors under these names.
@@ -84,7 +94,7 @@ def save_language_model(
     config: the model's shape.
     params: nested dict, of T5's names and shapes (unboxed), of arrays or `StoredParameter`s; of
       these one layer is in memory at a time, or one stack where its file has layers together.
-    tokenizer_model_path: SentencePiece model to copy to spiece.model.
+    tokenizer_model_path: what becomes spiece.model: a copy of it, or a unigram tokenizer.json.
     max_shard_bytes, report: as of `write_tensors`.
 
   Raises:
@@ -109,7 +119,8 @@ def save_language_model(
   dtype = np.dtype(arrays["token_embedder/embedding"].dtype).name
   folders.write_config(folder, _from_config(config, dtype))
   if tokenizer_model_path is not None:
-    folders.write_bytes(folder / folders.TOKENIZER_NAME, Path(tokenizer_model_path).read_bytes())
+    content = folders.tokenizer_model(tokenizer_model_path)
+    folders.write_bytes(folder / folders.TOKENIZER_NAME, content)
   write_tensors(folder, tensors, max_shard_bytes=max_shard_bytes, report=report)
 
 
@@ -226,6 +237,11 @@ def _layer_parameters(cfg: T5Config, side: str) -> Iterator[tuple[str, tuple[int
 def _stored_parameters(
   tensors: folders.TensorFolder, cfg: T5Config, dtype: str | None
 ) -> dict[str, StoredParameter]:
+  if (layers := cfg.num_encoder_layers + cfg.num_decoder_layers) > len(tensors.tensors):
+    # Names of a billion layers would fill the memory before any is missed.
+    raise UserError(
+      f"{tensors.folder} holds {len(tensors.tensors)} tensors, config.json calls for {layers} layers"
+    )
   sources = {name: source for name, _, source in _parameters(cfg)}
   head_is_shared = not cfg.logits_via_embedding and _HEAD not in tensors.tensors
   if head_is_shared:
@@ -269,9 +285,14 @@ def _has_own_head(tensors: folders.TensorFolder) -> bool:
 def _to_config(raw: Mapping, folder: Path) -> tuple[T5Config, bool]:
   """config.json -> (config, whether the output is scaled as T5 1.0 does with a tied embedding)."""
   file = folder / folders.CONFIG_NAME
+  raw = {name: value for name, value in raw.items() if value is not None}
   model_type = _model_type(raw, file)
-  if missing := [name for name in _REQUIRED if not isinstance(raw.get(name), int)]:
-    raise UserError(f"{file}: {missing[0]} is {raw.get(missing[0])!r}, expected a whole number")
+  kinds = {**dict.fromkeys(_REQUIRED, (int, "a whole number")), **_OPTIONAL}
+  for name, (kind, expected) in kinds.items():
+    value = raw.get(name)
+    absent = value is None and name in _OPTIONAL
+    if not absent and (isinstance(value, bool) or not isinstance(value, kind)):
+      raise UserError(f"{file}: {name} is {value!r:.100}, expected {expected}")
   projection = raw.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
   if projection not in _ACTIVATIONS:
     raise UserError(

@@ -1,6 +1,7 @@
 """Parity with Hugging Face Transformers in PyTorch, on folders that either side wrote."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -158,6 +159,7 @@ FRESH = T5Config(
 )
 
 
+@functools.cache
 def fresh_params(config: T5Config) -> dict:
   tokens = jnp.zeros((1, 2), jnp.int32)
   boxed = jax.jit(T5(config).init)(jax.random.key(0), tokens, tokens == 0, tokens)
@@ -265,6 +267,15 @@ def edit_config(folder: Path, **changes) -> None:
     (lambda folder: edit_config(folder, feed_forward_proj="gelu"), "feed_forward_proj is 'gelu'"),
     (lambda folder: edit_config(folder, decoder_start_token_id=2), "decoder_start_token_id is 2"),
     (lambda folder: edit_config(folder, dropout_rate=1.5), "dropout_rate=1.5"),
+    (lambda folder: edit_config(folder, layer_norm_epsilon="1e-6"), "layer_norm_epsilon is '1e-6'"),
+    (
+      lambda folder: edit_config(folder, feed_forward_proj=["relu"]),
+      r"proj is \['relu'\], expected",
+    ),
+    (lambda folder: edit_config(folder, eos_token_id=[1]), r"eos_token_id is \[1\], expected"),
+    (lambda folder: edit_config(folder, num_heads=True), "num_heads is True, expected"),
+    (lambda folder: edit_config(folder, num_layers=10**9), "calls for 1000000002 layers"),
+    (lambda folder: (folder / "config.json").write_text("[" * 10**5), "config.json is not JSON"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     (lambda folder: (folder / "config.json").unlink(), "holds neither config.json"),
     (lambda folder: (folder / "model.safetensors").unlink(), "holds neither model.safetensors"),
