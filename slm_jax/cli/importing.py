@@ -27,10 +27,17 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--output", required=True, help="folder to be made")
   parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the source's")
   parser.add_argument(
-    "--tokenizer", help="SentencePiece model; default: spiece.model of the source"
+    "--tokenizer",
+    help="SentencePiece model, or tokenizer.json of one; default: spiece.model or tokenizer.json of the source",
   )
   parser.add_argument(
     "--max_shard_size_gb", type=float, default=5.0, help="largest file of weights, default 5"
+  )
+  parser.add_argument(
+    "--format",
+    choices=("hf", "t5x"),
+    default="hf",
+    help="hf: the folder that runs load and Transformers too (default); t5x: checkpoint_<step> in it",
   )
   flags = parser.parse_args(argv)
   if not flags.max_shard_size_gb * _GB >= 1:
@@ -39,7 +46,13 @@ def run(argv: list[str]) -> int:
   os.environ["JAX_PLATFORMS"] = "cpu"
   from slm_jax.interop.import_folder import open_import, run_import
 
-  job = open_import(flags.source, flags.output, dtype=flags.dtype, tokenizer=flags.tokenizer)
+  job = open_import(
+    flags.source,
+    flags.output,
+    dtype=flags.dtype,
+    tokenizer=flags.tokenizer,
+    layout=flags.format,
+  )
   report = _Report(job.byte_count)
   run_import(job, max_shard_bytes=int(flags.max_shard_size_gb * _GB), report=report)
   model = job.model

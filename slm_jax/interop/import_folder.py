@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from slm_jax.interop.speech_encoder_source import (
   open_speech_encoder,
 )
 from slm_jax.interop.stored_parameter import FLOAT_TYPES
+from slm_jax.interop.t5x_checkpoint import save_t5x_checkpoint
 
-# Other files of an LM's tokenizer; this package reads its spiece.model alone.
+# Other files of an LM's tokenizer, for Transformers; here spiece.model alone is read afterwards.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -35,12 +37,14 @@ class Import:
     model: the opened source.
     source, output: folders; `source` may be in a bucket.
     copied: files of the tokenizer that go along as they are.
+    layout: "hf" or "t5x", as of `open_import`.
   """
 
   model: StoredLanguageModel | StoredSpeechEncoder
   source: Path | str
   output: Path
   copied: tuple[Path, ...]
+  layout: str = "hf"
 
   @property
   def parameter_count(self) -> int:
@@ -56,6 +60,12 @@ class Import:
     return None if silent else "spiece.model, tokenizer.json or vocab.json"
 
   @property
+  def step(self) -> int:
+    """Step of a T5X checkpoint to be written: that of the source if it is one, else 0."""
+    found = re.fullmatch(r"checkpoint_(\d+)", str(self.source).rstrip("/").rpartition("/")[2])
+    return 0 if found is None else int(found[1])
+
+  @property
   def byte_count(self) -> int:
     return sum(one.size * one.dtype.itemsize for one in self.model.parameters.values())
 
@@ -66,6 +76,7 @@ def open_import(
   *,
   dtype: str | None = None,
   tokenizer: Path | str | None = None,
+  layout: str = "hf",
 ) -> Import:
   """Looks at everything but the weights' values.
 
@@ -73,6 +84,7 @@ def open_import(
     source: what `open_language_model` takes, or what `open_speech_encoder` takes.
     output: a folder that does not exist yet.
     dtype, tokenizer: as of `open_language_model`.
+    layout: "hf" for a Hugging Face folder, "t5x" for a folder with a T5X checkpoint.
 
   Raises:
     UserError: `output` exists, the disk has too little room, or the source cannot be opened.
@@ -90,6 +102,8 @@ def open_import(
       raise UserError(
         f"{source} is a speech encoder, it brings its tokenizer; leave --tokenizer out"
       )
+    if layout != "hf":
+      raise UserError(f"{source} is a speech encoder, T5X has no layout for it; leave --format out")
     model = open_speech_encoder(source, dtype=dtype)
     copied = model.tokenizer_files
   else:
@@ -102,6 +116,7 @@ def open_import(
     source=source,
     output=output,
     copied=tuple(file for file in copied if file.is_file()),
+    layout=layout,
   )
   above = next(folder for folder in output.absolute().parents if folder.is_dir())
   if (free := shutil.disk_usage(above).free) < job.byte_count:
@@ -116,7 +131,7 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
   """Writes the folder, one tensor in memory at a time; it appears, whole, at the end.
 
   Args:
-    max_shard_bytes: weights beyond it go into several files.
+    max_shard_bytes: a Hugging Face folder's weights beyond it go into several files.
     report: told the bytes of every tensor when it is written.
 
   Raises:
@@ -128,7 +143,14 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
     for file in job.copied:
       folders.write_bytes(temporary / file.name, file.read_bytes())
     model = job.model
-    if isinstance(model, StoredLanguageModel):
+    if not isinstance(model, StoredLanguageModel):
+      save_speech_encoder(temporary, model.config, model.params, report=report)
+    elif job.layout == "t5x":
+      if model.tokenizer_path is not None:
+        content = folders.tokenizer_model(model.tokenizer_path)
+        folders.write_bytes(temporary / folders.TOKENIZER_NAME, content)
+      save_t5x_checkpoint(temporary, model.config, model.params, job.step, report=report)
+    else:
       save_language_model(
         temporary,
         model.config,
@@ -137,8 +159,6 @@ def run_import(job: Import, *, max_shard_bytes: int, report: Callable[[int], Non
         max_shard_bytes=max_shard_bytes,
         report=report,
       )
-    else:
-      save_speech_encoder(temporary, model.config, model.params, report=report)
     os.rename(temporary, job.output)
   except OSError as error:
     raise UserError(f"output {job.output} cannot be written: {error}") from error

@@ -7,7 +7,7 @@ have heads and head width as one axis or as two.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from slm_jax.errors import UserError
 from slm_jax.interop import t5x_format
 from slm_jax.interop.safetensors_folder import check_dtype, result_dtype
 from slm_jax.interop.stored_parameter import FLOAT_TYPES, StoredParameter, StoredTensor
-from slm_jax.interop.t5x_config import evident, infer_config
+from slm_jax.interop.t5x_config import evident, infer_config, leave_config
 from slm_jax.models.t5 import T5Config, abstract_params
 
 _SIDES = ("encoder", "decoder")
@@ -60,7 +60,14 @@ def open_t5x_language_model(
   return config, parameters
 
 
-def save_t5x_checkpoint(path: Path | str, config: T5Config, params: Mapping, step: int) -> Path:
+def save_t5x_checkpoint(
+  path: Path | str,
+  config: T5Config,
+  params: Mapping,
+  step: int,
+  *,
+  report: Callable[[int], None] | None = None,
+) -> Path:
   """Writes `path`/checkpoint_<step> in T5X's own layout, one folder of parameters for each layer.
 
   With `per_layer_relpos` attention kernels have two axes for heads and head width, as T5X's
@@ -68,15 +75,18 @@ def save_t5x_checkpoint(path: Path | str, config: T5Config, params: Mapping, ste
   state, as in what T5X saves of an InferenceState.
 
   Args:
-    path: folder of checkpoints, created if missing.
+    path: folder of checkpoints, created if missing; gets a config.gin too if the activations are not
+      those of the released models.
     params: nested dict, as T5 creates them (unboxed), of arrays or `StoredParameter`s, each of
       which is in memory when its turn comes.
+    report: told the bytes of every array when it is written.
 
   Returns:
     The new folder. It appears, whole, at the end.
 
   Raises:
-    UserError: the folder exists; stored parameters are damaged.
+    UserError: the folder exists; stored parameters are damaged; the config has what no T5X checkpoint
+      can say.
     ValueError: parameters do not fit the config, or step is negative.
   """
   if step < 0:
@@ -86,7 +96,8 @@ def save_t5x_checkpoint(path: Path | str, config: T5Config, params: Mapping, ste
   if (actual := {name: tuple(leaf.shape) for name, leaf in leaves.items()}) != expected:
     different = sorted(set(actual.items()) ^ set(expected.items()))
     raise ValueError(f"parameters do not fit the config: {different[:4]}")
-  return t5x_format.write_target(path, _unstacked(config, leaves), step)
+  leave_config(Path(path), config)
+  return t5x_format.write_target(path, _unstacked(config, leaves), step, report=report)
 
 
 def _unstacked(config: T5Config, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

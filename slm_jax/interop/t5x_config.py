@@ -10,12 +10,15 @@ from pathlib import Path
 
 from slm_jax.errors import UserError
 from slm_jax.interop import t5x_format
+from slm_jax.interop.safetensors_folder import write_bytes
 from slm_jax.models.t5_config import T5Config
 
 _SIDES = ("encoder", "decoder")
 # Activations of the released models, by whether the FFN is gated: T5 1.1, mT5 and umT5; T5 1.0.
 _USUAL_ACTIVATIONS = {True: ("gelu", "linear"), False: ("relu",)}
 _ACTIVATIONS = re.compile(r"^[\w./]*\bmlp_activations\s*=\s*([(\[][^()\[\]]*[)\]])", re.MULTILINE)
+# What T5X's models have as constants, so that neither a checkpoint nor a config.gin says it.
+_FIXED = ("relpos_max_distance", "layer_norm_epsilon", "eos_id", "pad_id")
 _OURS = {"swish": "silu"}  # Flax has two names for it
 _TOLD_BY = {
   "vocab_size": "token_embedder/embedding",
@@ -54,6 +57,31 @@ def infer_config(path: Path | str, shapes: Mapping[str, tuple[int, ...]]) -> T5C
     return T5Config(**fields, mlp_activations=activations)  # pyright: ignore[reportArgumentType]
   except ValueError as error:
     raise UserError(f"{path}: {error}") from error
+
+
+def leave_config(folder: Path, config: T5Config) -> None:
+  """Makes sure that `infer_config` will find this config beside a checkpoint that is saved in `folder`.
+
+  Writes config.gin there, which tells the activations, if they are not those of the released models.
+
+  Raises:
+    UserError: the layout has no place for a field's value, or the config.gin in `folder` contradicts.
+  """
+  for name in _FIXED:
+    if (value := getattr(config, name)) != (fixed := getattr(T5Config, name)):
+      raise UserError(
+        f"a T5X checkpoint cannot say {name}={value}: T5X's models have {fixed}; save a Hugging Face folder"
+      )
+  written = _written_activations(folder / "checkpoint_0")
+  if (written or _USUAL_ACTIVATIONS[len(config.mlp_activations) == 2]) == config.mlp_activations:
+    return
+  file = folder / "config.gin"
+  if file.exists():
+    raise UserError(
+      f"{file} is of another model: its mlp_activations are {written}, not {config.mlp_activations}; "
+      "move it away or choose another folder"
+    )
+  write_bytes(file, f"network.T5Config.mlp_activations = {config.mlp_activations!r}\n".encode())
 
 
 def _written_activations(path: Path | str) -> tuple[str, ...] | None:

@@ -90,6 +90,25 @@ def test_a_t5x_checkpoint_and_a_speech_encoder_are_sources_too(tmp_path, tiny_ba
   jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
+def test_a_t5x_checkpoint_is_written_on_request(
+  tmp_path, source, tiny_tokenizer, tiny_bases, capsys
+):
+  out = tmp_path / "t5x"
+  argv = [f"--source={source}", f"--output={out}", "--format=t5x", f"--tokenizer={tiny_tokenizer}"]
+  assert main(["import", *argv]) == 0
+  assert sorted(path.name for path in out.iterdir()) == ["checkpoint_0", "spiece.model"]
+  lm, expected = load_language_model(out / "checkpoint_0"), load_language_model(source)
+  assert lm.tokenizer.vocab_size() == 64
+  jax.tree.map(np.testing.assert_array_equal, lm.params, expected.params)
+  # A checkpoint keeps its step.
+  folder = save_t5x_checkpoint(tmp_path, CONFIG, random_params(CONFIG), 7)
+  assert main(["import", f"--source={folder}/", f"--output={tmp_path / 'b'}", "--format=t5x"]) == 0
+  assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoint_7"]
+  argv = [f"--source={tiny_bases['speech_encoder']}", f"--output={tmp_path / 'c'}", "--format=t5x"]
+  assert main(["import", *argv]) == 2
+  assert "T5X has no layout for it" in capsys.readouterr().err
+
+
 class Malice:
   def __reduce__(self):
     return os.system, ("touch pwned",)

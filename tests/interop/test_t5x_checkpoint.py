@@ -1,5 +1,6 @@
 """Checkpoints of T5X's layouts, built independently or by Orbax, and our own."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -13,7 +14,7 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 
 from slm_jax.errors import UserError
-from slm_jax.interop import load_language_model, t5x_format
+from slm_jax.interop import load_language_model, stored_parameter, t5x_format
 from slm_jax.interop.hf_t5 import save_language_model
 from slm_jax.interop.t5x_checkpoint import save_t5x_checkpoint
 from tests.t5x_folders import (
@@ -212,6 +213,27 @@ def test_params_that_do_not_fit_the_config_are_not_saved(tmp_path):
   assert not (tmp_path / "t").exists()
 
 
+def test_unusual_activations_are_told_by_a_config_gin(tmp_path):
+  silu, relu = (
+    dataclasses.replace(CONFIG, mlp_activations=(x, "linear")) for x in ("silu", "relu")
+  )
+  save_t5x_checkpoint(tmp_path / "usual", CONFIG, random_params(CONFIG), 1)
+  assert not (tmp_path / "usual" / "config.gin").exists()
+  for step in (1, 2):
+    folder = save_t5x_checkpoint(tmp_path / "silu", silu, random_params(silu), step)
+    assert load_language_model(folder).config == silu
+  for other in (relu, CONFIG):
+    with pytest.raises(UserError, match=r"config.gin is of another model: .*'silu', 'linear'"):
+      save_t5x_checkpoint(tmp_path / "silu", other, random_params(other), 3)
+
+
+def test_what_a_checkpoint_cannot_say_is_not_saved(tmp_path):
+  far = dataclasses.replace(CONFIG, relpos_max_distance=64)
+  with pytest.raises(UserError, match="relpos_max_distance=64: T5X's models have 128"):
+    save_t5x_checkpoint(tmp_path, far, random_params(far), 1)
+  assert not list(tmp_path.iterdir())
+
+
 def test_large_arrays_are_cut_into_chunks(tmp_path, monkeypatch):
   monkeypatch.setattr(t5x_format, "_CHUNK_BYTES", 1000)
   folder = save_t5x_checkpoint(tmp_path, CONFIG, random_params(CONFIG), 5)
@@ -224,3 +246,21 @@ def test_a_bucket_becomes_a_description_for_tensorstore():
   assert t5x_format.kvstore_spec("gs://weights/mt5/small/checkpoint_1000000/") == expected
   with pytest.raises(UserError, match="gs://bucket/folder"):
     t5x_format.kvstore_spec("gs://weights")
+
+
+def test_a_huge_chunk_is_decoded_once_and_read_in_blocks(tmp_path, monkeypatch):
+  """Orbax writes one chunk for each device's shard, which may be gigabytes."""
+  monkeypatch.setattr(t5x_format, "_CHUNK_BYTES", 2**12)
+  monkeypatch.setattr(stored_parameter, "_BLOCK_BYTES", 2**12)
+  array = np.random.default_rng(0).normal(size=(96, 64)).astype(np.float32)
+  write_zarr(tmp_path / "state" / "target.x", array)  # four chunks of 6 KiB
+  tensor = t5x_format.open_target(tmp_path)["x"]
+  blocks = list(tensor.blocks((slice(0, 96), slice(0, 64))))
+  assert len(blocks) > 4
+  assert max(content.nbytes for _, content in blocks) <= 2**12
+  for place, content in blocks:
+    np.testing.assert_array_equal(content, array[place])
+  # What was decoded last is still there when its file is not.
+  for file in (tmp_path / "state" / "target.x").glob("[01].[01]"):
+    file.unlink()
+  np.testing.assert_array_equal(tensor.load((slice(50, 60), slice(40, 41))), array[50:60, 40:41])
