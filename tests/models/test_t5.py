@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,24 +78,18 @@ def test_parameters_have_t5x_names_and_logical_axes(config):
   assert ("encoder/layers/mlp/wi/kernel" in flat) is (len(config.mlp_activations) == 1)
 
 
-@FAMILY
-def test_scanned_stack_equals_layers_one_by_one(config):
-  params = nn.unbox(init(config))
-  embeddings = params["token_embedder"]["embedding"][TOKENS]
+def one_by_one(config: T5Config, params, embeddings):
+  """(memory, hidden states of the decoder over it) without a scan."""
   positions = jnp.arange(7)
-  buckets = {
-    side: relative_position_bucket(
+
+  def run(side: str, layer: nn.Module, x, *inputs):
+    stack = params[side]
+    position = relative_position_bucket(
       positions[None] - positions[:, None],
       bidirectional=side == "encoder",
       num_buckets=config.relpos_num_buckets,
       max_distance=config.relpos_max_distance,
     )
-    for side in ("encoder", "decoder")
-  }
-
-  def one_by_one(side: str, layer: nn.Module, x, *inputs):
-    stack = params[side]
-    position = buckets[side]
     if not config.per_layer_relpos:
       position = stack["relpos_bias"]["rel_embedding"][:, position][None]
     for index in range(2):
@@ -102,16 +97,46 @@ def test_scanned_stack_equals_layers_one_by_one(config):
       x, _ = layer.apply({"params": layer_params}, x, *inputs, position, False)  # pyright: ignore
     return RMSNorm(config).apply({"params": stack[f"{side}_norm"]}, x)
 
-  x = embeddings * MASK[..., None]
-  memory = one_by_one("encoder", EncoderLayer(config), x, MASK[:, None, None])
-  actual = T5(config).apply({"params": params}, embeddings, MASK, method="encode")
-  np.testing.assert_allclose(actual, memory, atol=1e-5)
-
+  mask = MASK[:, None, None]
+  memory = run("encoder", EncoderLayer(config), embeddings * MASK[..., None], mask)
   causal = np.tril(np.ones((7, 7), bool))[None, None]
-  inputs = (memory * MASK[..., None], MASK[:, None, None], causal)
-  hidden = one_by_one("decoder", DecoderLayer(config), embeddings, *inputs)
-  actual = T5(config).apply({"params": params}, memory, MASK, TOKENS, method="decode")
-  np.testing.assert_allclose(actual, hidden, atol=1e-5)
+  inputs = (memory * MASK[..., None], mask, causal)
+  return memory, run("decoder", DecoderLayer(config), embeddings, *inputs)
+
+
+def scanned(config: T5Config, params, embeddings):
+  """The same by the model."""
+  t5 = functools.partial(T5(config).apply, {"params": params})
+  memory: Any = t5(embeddings, MASK, method="encode")
+  return memory, t5(memory, MASK, TOKENS, method="decode")
+
+
+@FAMILY
+def test_scanned_stack_equals_layers_one_by_one(config):
+  params = nn.unbox(init(config))
+  embeddings = params["token_embedder"]["embedding"][TOKENS]
+  pairs = zip(
+    scanned(config, params, embeddings), one_by_one(config, params, embeddings), strict=True
+  )
+  for actual, expected in pairs:
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_gradients_through_a_scan_are_those_of_layers_one_by_one():
+  def slopes(stack):
+    """Of a number that depends on all outputs, for all parameters."""
+
+    def number(params):
+      outputs = stack(UMT5, params, params["token_embedder"]["embedding"][TOKENS])
+      return sum(jnp.sin(x * MASK[..., None]).sum() for x in outputs)
+
+    return jax.jit(jax.grad(number))(nn.unbox(init(UMT5)))
+
+  gradients, expected = slopes(scanned), slopes(one_by_one)
+  layers = jax.tree.leaves(gradients["encoder"]["layers"])
+  assert all(np.abs(x[i]).max() > 1e-4 for x in layers for i in range(2)), "every layer is reached"
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(compare, gradients, expected)
 
 
 def test_a_position_sees_only_tokens_up_to_itself():
