@@ -9,7 +9,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 try:
@@ -250,10 +250,25 @@ def _check_unused() -> None:
     )
 
 
+def _mentioned() -> set[str]:
+  """Macros that are bound, or that bound values refer to."""
+  names = {f"%{scope}" for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+  values = [value for bound in gin_config._CONFIG.values() for value in bound.values()]
+  return {name[1:] for name in names.union(*map(_referenced, values)) if name[0] == "%"}
+
+
 def load(
-  gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+  gin_files: Sequence[str],
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+  placeholders: Mapping[str, str] | None = None,
 ) -> None:
   """Parses gin files in order (later ones win), then `NAME=VALUE` bindings.
+
+  Args:
+    gin_files, bindings: as on the command line.
+    search_paths: folders of gin files, before the working directory and our own.
+    placeholders: texts for macros, where the files mention these; bindings override them.
 
   Raises:
     UserError: a missing file, a syntax error, an unknown, doubly bound or unused name.
@@ -268,6 +283,8 @@ def load(
       path = find_gin_file(name, paths)
       _check_file(path, paths, seen)
       gin.parse_config_file(str(path))
+    for name in _mentioned() & set(placeholders or ()):
+      gin.parse_config(f"{name} = {(placeholders or {})[name]!r}")
     for binding in bindings:
       name = binding.split("=", 1)[0].strip()
       scope, _, unscoped = name.rpartition("/")

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import jax
 from jax.experimental import topologies
 
 from slm_jax.errors import UserError
@@ -16,6 +17,10 @@ _ENVIRONMENT = {
 }
 
 
+# Without a metadata server libtpu complains of what it does not know of this machine; a compiler need not know.
+_NO_TPU_HERE = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
+
+
 def slice_devices(topology: str, num_slices: int = 1) -> list:
   """Devices of slices such as "v5e:4x4" or "v4:4x4x4"; programs compile for them, none can run.
 
@@ -27,7 +32,8 @@ def slice_devices(topology: str, num_slices: int = 1) -> list:
       f"compiling for {topology} needs TPU's compiler: pip install libtpu, "
       "in the version that constraints.txt names"
     )
-  for name, value in _ENVIRONMENT.items():
+  quiet = _NO_TPU_HERE if jax.config.jax_platforms == "cpu" else {}
+  for name, value in (_ENVIRONMENT | quiet).items():
     os.environ.setdefault(name, value)
   # libtpu takes a host for a tray of 2x2 chips, unless told of a host with a chip of its own.
   alone = topology.partition(":")[2] in ("1x1", "1x1x1")

@@ -5,12 +5,15 @@ devices at hand; memory is the compiler's own account.
 """
 
 import dataclasses
+import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from slm_jax.errors import UserError
 from slm_jax.launch.absent_slice import slice_devices
 from slm_jax.launch.abstract_run import AbstractRun, abstract_run
 from slm_jax.launch.chips import GIB, Chip, chip_of
@@ -22,13 +25,13 @@ from slm_jax.launch.programs import (
   share_bytes,
 )
 from slm_jax.launch.roofline import Roofline, recomputes_layers, train_step_roofline
+from slm_jax.launch.tpu_slice import LOCAL
 from slm_jax.models.slm import SLM
 from slm_jax.training.config import TrainConfig
 from slm_jax.training.objectives import SLMObjective
-from slm_jax.training.sharding import make_mesh
+from slm_jax.training.sharding import batch_shards, check_batch_size, make_mesh
 
 PROGRAMS = ("train", "encode", "decode")
-LOCAL = "local"
 _TOO_LARGE = re.compile(r"[Rr]an out of memory|RESOURCE_EXHAUSTED")
 
 
@@ -60,7 +63,7 @@ class Report:
   Attributes:
     topology, chips, mesh: the slice, the number of its chips, sizes of the mesh axes.
     batch_size: rows of a batch, over all chips.
-    capacity: bytes of a chip; None where it is not known.
+    capacity: bytes of a chip, or of a local device; virtual ones share the machine's memory.
     by_kind: bytes on a chip of what is there all the time, and of a batch.
     on_host: bytes that a chip's host keeps for it.
     info: every parameter's shape, type and sharding: what model-info.txt will say.
@@ -72,7 +75,7 @@ class Report:
   chips: int
   mesh: dict[str, int]
   batch_size: int
-  capacity: int | None
+  capacity: int
   by_kind: dict[str, int]
   on_host: int
   info: str
@@ -85,7 +88,7 @@ class Report:
     """Whether every program that was compiled fits a chip."""
     if any(program.error for program in self.programs) or not self.programs:
       return False
-    return self.capacity is None or all(p.needed <= self.capacity for p in self.programs)
+    return all(p.needed <= self.capacity for p in self.programs)
 
   @property
   def largest(self) -> int:
@@ -102,8 +105,6 @@ class Report:
   def summary(self) -> str:
     """One line."""
     shape = f"{self.topology}, batch {self.batch_size}"
-    if self.capacity is None:
-      return f"{shape}: {self.largest / GIB:.2f} GiB a device"
     room = (self.capacity - self.largest) / GIB
     verdict = f"fits, {room:.2f} GiB free" if self.fits else f"does not fit, {-room:.2f} GiB short"
     errors = [p.error for p in self.programs if p.error]
@@ -146,7 +147,7 @@ def preflight(
       slice.
   """
   chip = None if topology == LOCAL else chip_of(topology)
-  devices = jax.devices() if chip is None else slice_devices(topology, num_slices)
+  devices = _devices(topology, num_slices)
   run = abstract_run(config, make_mesh(config.mesh, devices))
   by_kind = {
     "frozen": share_bytes(run.frozen),
@@ -159,7 +160,7 @@ def preflight(
     chips=len(devices),
     mesh=dict(run.mesh.shape),
     batch_size=config.train_dataset.batch_size,
-    capacity=None if chip is None else chip.memory,
+    capacity=_local_capacity(devices) if chip is None else chip.memory,
     by_kind=by_kind,
     on_host=share_bytes(run.state, on_host=True),
     info=run.info,
@@ -167,7 +168,7 @@ def preflight(
     roofline=None,
     total_steps=config.total_steps,
   )
-  if chip is not None and sum(by_kind.values()) > chip.memory:
+  if sum(by_kind.values()) > report.capacity:
     # Said in seconds: no compiler is needed to see that what must lie there does not.
     return report
   found, roofline = [], None
@@ -182,6 +183,24 @@ def preflight(
         if isinstance(model, SLM):
           roofline = train_step_roofline(run, chip, sent, recomputes_layers(model))
   return dataclasses.replace(report, programs=tuple(found), roofline=roofline)
+
+
+def check_divides(config: TrainConfig, topology: str, num_slices: int = 1) -> None:
+  """Raises UserError unless mesh and batch of a run divide over a slice, of which `preflight` makes a report."""
+  mesh = make_mesh(config.mesh, _devices(topology, num_slices))
+  together = getattr(config.train_dataset, "examples_per_lm_row", 1)
+  check_batch_size(config.train_dataset.batch_size, mesh, config.num_microbatches, together)
+
+
+def _devices(topology: str, num_slices: int) -> list:
+  return jax.devices() if topology == LOCAL else slice_devices(topology, num_slices)
+
+
+def _local_capacity(devices: list) -> int:
+  """Bytes that programs may use of a device at hand: what the device says, or its share of the machine's."""
+  stats = devices[0].memory_stats() or {}
+  machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return stats.get("bytes_limit") or machine // jax.local_device_count()
 
 
 def _lowered(run: AbstractRun, config: TrainConfig, num_beams: int) -> dict[str, Callable]:
@@ -228,10 +247,14 @@ def search(
 ) -> list[Report]:
   """Smallest slice of a kind of chip on which the train step fits, then the largest batch that does.
 
-  The batch is tried as it is bound, at least one row a chip, then doubled until it does not fit.
+  The batch is tried as it is bound, or the next that divides over the slice, then doubled until it
+  does not fit. Slices that the run's mesh does not fit are passed over.
 
   Returns:
     The reports in the order they were made; the last that fits is the answer, none fitting is too.
+
+  Raises:
+    UserError: the mesh fits none of the slices.
   """
   reports: list[Report] = []
 
@@ -242,13 +265,27 @@ def search(
     note(reports[-1].summary())
     return reports[-1]
 
+  mismatch = None
   for shape in SLICES[chip.name]:
-    chips = 1
-    for size in shape.split("x"):
-      chips *= int(size)
-    batch_size = -(-config.train_dataset.batch_size // chips) * chips
+    try:
+      multiple = _batch_multiple(config, slice_devices(f"{chip.name}:{shape}"))
+    except UserError as error:
+      mismatch = error
+      note(f"{chip.name}:{shape}: {error}")
+      continue
+    batch_size = -(-config.train_dataset.batch_size // multiple) * multiple
     if attempt(shape, batch_size).fits:
       while attempt(shape, 2 * batch_size).fits:
         batch_size *= 2
       break
+  if mismatch is not None and not reports:
+    raise mismatch
   return reports
+
+
+def _batch_multiple(config: TrainConfig, devices: list) -> int:
+  """Rows that a batch is a multiple of on these devices; raises UserError if the mesh does not fit them."""
+  dataset = config.train_dataset
+  together = getattr(dataset, "examples_per_lm_row", 1)
+  shards = batch_shards(make_mesh(config.mesh, devices)) * config.num_microbatches
+  return together * math.lcm(shards, getattr(dataset, "num_shards", 1))

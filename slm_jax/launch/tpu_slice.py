@@ -12,6 +12,9 @@ import re
 from slm_jax.errors import UserError
 from slm_jax.launch.chips import chip_of
 
+# In place of a slice: the devices at hand.
+LOCAL = "local"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Names:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import types
 from pathlib import Path
 
 import jax
@@ -23,7 +25,7 @@ from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.models.t5 import T5Config
-from slm_jax.training.config import FakeDatasetConfig, TrainConfig
+from slm_jax.training.config import DatasetConfig, FakeDatasetConfig, TrainConfig
 from slm_jax.training.fake_batches import FakeBatches
 from slm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from slm_jax.training.recipes import AdapterRecipe
@@ -88,7 +90,10 @@ def test_what_is_predicted_is_what_lies_there(tiny_bases, algorithm):
 def test_local_devices_are_measured_too():
   report = preflight(run_config(SHAPES), "local", num_beams=2)
   assert [program.name for program in report.programs] == ["train", "encode", "decode"]
-  assert report.fits and report.capacity is None and report.roofline is None
+  assert report.fits and report.roofline is None
+  # Virtual devices share the machine's memory.
+  machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  assert report.capacity == machine // 8 and ": fits, " in report.summary()
   train = report.programs[0]
   # Some bytes are rounded up, none are missing.
   assert 0 <= train.arguments / sum(report.by_kind.values()) - 1 < 0.01
@@ -189,6 +194,32 @@ def test_search_finds_the_smallest_slice(monkeypatch):
   assert shapes[-1][2] is False and any(fits for _, _, fits in shapes) == (len(shapes) > 2)
 
 
+def test_search_tries_what_divides_over_mesh_and_shares(monkeypatch):
+  from slm_jax.launch import preflight as module
+
+  def fake(config, topology, **options):
+    size = config.train_dataset.batch_size
+    return types.SimpleNamespace(
+      topology=topology, batch_size=size, fits=size < 100, summary=lambda: ""
+    )
+
+  monkeypatch.setattr(module, "preflight", fake)
+  dataset = DatasetConfig(
+    mixture_or_task_name="x", mixture_or_task_module="x", task_feature_lengths=LENGTHS,
+    batch_size=9, num_shards=3,
+  )  # fmt: skip
+  config = run_config(SHAPES, train_dataset=dataset, mesh=MeshConfig(data=1, fsdp=4))
+  notes = []
+  reports = search(config, chip_of("v5e"), note=notes.append)
+  # Not on one chip; 12 is the next that four chips and three shares divide.
+  assert notes[0].startswith("v5e:1x1: mesh (data, fsdp, tensor) = (1, 4, 1) does not fit")
+  assert [(r.topology, r.batch_size) for r in reports] == [
+    ("v5e:2x2", size) for size in (12, 24, 48, 96, 192)
+  ]
+  with pytest.raises(UserError, match="does not fit"):
+    search(dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=3)), chip_of("v5e"))
+
+
 def test_collectives_in_loops_count_as_often_as_they_run():
   """A psum inside a scan of 7, and one beside it, over 8 devices."""
   mesh = make_mesh(MeshConfig(data=8))
@@ -228,6 +259,24 @@ def test_the_papers_experiment_fits_sixteen_chips(tmp_path, capsys):
   assert 14.7e9 < frozen < 14.9e9
 
 
+def test_a_run_of_no_task_needs_no_name_of_one(tmp_path, capsys):
+  """Names of data and folders may be left open, and are not asked for where nothing uses them."""
+  (tmp_path / "fake.gin").write_text(
+    "train.model_dir = %MODEL_DIR\ntrain.total_steps = 3\ntrain.model = @LanguageModelRecipe()\n"
+    "train.optimizer = @OptimizerConfig()\ntrain.train_dataset = @FakeDatasetConfig()\n"
+    "FakeDatasetConfig.task_feature_lengths = {'inputs': 4, 'targets': 4}\n"
+    "FakeDatasetConfig.batch_size = 3\nFakeDatasetConfig.vocab_size = 64\n"
+    "train.mesh = @MeshConfig()\nMeshConfig.data = 4\n"
+    "LanguageModelRecipe.config = @T5Config()\nLanguageModelRecipe.tokenizer = ''\n"
+    "include 'models/t5/families/mt5.gin'\ninclude 'models/t5/sizes/small.gin'\n"
+  )
+  flags = [f"--gin_file={tmp_path / 'fake.gin'}", "--topology=v5e:2x2"]
+  assert main(["preflight", *flags]) == 2
+  assert "BATCH_SIZE=3 is not a multiple of 4" in capsys.readouterr().err
+  assert main(["preflight", "--topology=v5e:2x2"]) == 2
+  assert "--gin_file is required" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -235,9 +284,15 @@ def test_the_papers_experiment_fits_sixteen_chips(tmp_path, capsys):
     (["--topology=v5e:4x4", "--search=v5e"], "give either"),
     (["--topology=v9:4x4"], "v9:4x4"),
     (["--topology=v5e:3x5"], "v5e:3x5"),
+    (["--topology=v5e:4x4x4"], "v5e:4x4x4"),  # of which libtpu would make a slice
     (["--topology=v5e:2x2", "--programs=fly"], "'fly'"),
     (["--search=gpu"], "gpu"),
+    (["--search=v5e:4x4"], "v5e:4x4"),
+    (["--topology=v5e:2x2", "--num_beams=0"], "--num_beams=0"),
+    (["--topology=v5e:2x2", "--output=/no/such/report.json"], "/no/such/report.json"),
+    (["--topology=v5e"], "v5e"),
     (["--topology=v5e:2x2", "--gin.BATCH_SIZE=6"], "BATCH_SIZE=6"),
+    (["--topology=v5e:2x2", "--topology=v5e:16x16"], "BATCH_SIZE=64 is not a multiple of 256"),
   ],
   ids=str,
 )
