@@ -17,6 +17,7 @@ def run(argv: list[str]) -> int:
   parser = parser_for("eval", EXAMPLE)
   parser.add_argument("--report", help="HTML report; default: MODEL_DIR/report.html")
   parser.add_argument("--answers", help="JSON lines of `slm_jax infer` to show in the report")
+  parser.add_argument("--dry_run", action="store_true", help="check the config and stop")
   processes.add_flags(parser)
   flags, bindings = parse(parser, argv)
   where = processes.processes_config(flags)
@@ -25,6 +26,9 @@ def run(argv: list[str]) -> int:
 
   config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
   eval_config = config.build("eval")
+  if flags.dry_run:
+    print(config.operative())
+    return 0
   with joined(where) as run_processes:
     _evaluate(eval_config, flags, run_processes)
   return 0

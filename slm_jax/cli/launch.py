@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from slm_jax.cli.main import parse, parser_for
+from slm_jax.cli.main import INTERRUPTED, parse, parser_for
 from slm_jax.errors import UserError
 from slm_jax.launch import gke, tpu_vm
 from slm_jax.launch.commands import Command, Runner
@@ -32,8 +32,6 @@ _ONLY = {
   "reserved": ("tpu_vm",),
   "keep": ("tpu_vm",),
 }
-# 128 + SIGINT, as shells have it.
-_INTERRUPTED = 130
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+(/.*)?")
 
 
@@ -95,7 +93,7 @@ def run(argv: list[str]) -> int:
     try:
       tpu_vm.QueuedJob(job, _place(flags), runner, note=_note).finish(keep=flags.keep)
     except KeyboardInterrupt:
-      return _INTERRUPTED
+      return INTERRUPTED
     return 0
   for command in start:
     runner.check(command)

@@ -9,7 +9,9 @@ EXAMPLE = "slm_jax pretrain --gin_file=experiments/mini_language_model.gin"
 
 def run(argv: list[str]) -> int:
   """Trains (or continues) one frozen model, writes its folder, scores it, writes its card; returns the exit status."""
-  flags, bindings = parse(parser_for("pretrain", EXAMPLE), argv)
+  parser = parser_for("pretrain", EXAMPLE)
+  parser.add_argument("--dry_run", action="store_true", help="check the config and stop")
+  flags, bindings = parse(parser, argv)
   from slm_jax import config
   from slm_jax.cli.batches import open_batches, open_held_out
   from slm_jax.training.export import write_model
@@ -17,6 +19,9 @@ def run(argv: list[str]) -> int:
 
   config.load(flags.gin_file, bindings, flags.gin_search_paths.split(","))
   pretrain = config.build("pretrain")
+  if flags.dry_run:
+    print(config.operative())
+    return 0
   result = train(
     pretrain.run,
     open_batches(pretrain.run, flags),

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from slm_jax.cli import main as cli
 from slm_jax.cli.main import MODES, _keep_virtual_devices_in_step, main
 
 
@@ -66,6 +67,12 @@ def test_what_a_t5x_user_types_works(capsys, tmp_path):
   printed = capsys.readouterr().out
   assert "TRAIN_STEPS = 7" in printed and "BATCH_SIZE = 48" in printed
   assert not (tmp_path / "run").exists()
+  assert main([*argv[:-2], "--run_mode=eval", "--dry_run"]) == 0
+  assert "eval.batch_size" in capsys.readouterr().out
+  start = ["--gin.INITIAL_CHECKPOINT_PATH='runs/other/checkpoint_3'"]
+  language_model = ["pretrain", "--gin_file=experiments/mini_language_model.gin", *start]
+  assert main([*language_model, "--dry_run"]) == 0
+  assert "INITIAL_CHECKPOINT_PATH = 'runs/other/checkpoint_3'" in capsys.readouterr().out
 
 
 def test_the_console_script_starts_again_on_huge_pages_once_and_keeps_a_setting_of_the_user_s():
@@ -102,3 +109,35 @@ def test_virtual_devices_run_collectives_in_order(given, expected, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", given)
   _keep_virtual_devices_in_step()
   assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize(
+  ("there", "before", "after"),
+  [
+    ([], None, "cpu"),
+    (["/dev/nvidia0"], None, None),
+    (["/dev/accel0"], None, None),
+    ([], "tpu", "tpu"),
+  ],
+  ids=["nothing", "a GPU", "a TPU", "the user's word"],
+)
+def test_libtpu_is_not_loaded_where_no_accelerator_is(there, before, after, monkeypatch, tmp_path):
+  monkeypatch.delenv("JAX_PLATFORMS")
+  if before:
+    monkeypatch.setenv("JAX_PLATFORMS", before)
+  for path in there:
+    (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path[1:]).touch()
+  monkeypatch.setattr(cli, "_ACCELERATORS", [f"{tmp_path}{p}" for p in cli._ACCELERATORS])
+  monkeypatch.setattr(cli, "_PCI_VENDORS", str(tmp_path / "none"))
+  cli._pass_over_absent_accelerators()
+  assert os.environ.get("JAX_PLATFORMS") == after
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+  def interrupted():
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli, "_quiet_environment", interrupted)
+  assert main(["train", MINI]) == 130
+  assert capsys.readouterr().err == "slm_jax: interrupted\n"
