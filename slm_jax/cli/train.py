@@ -1,7 +1,10 @@
 """`slm_jax train`."""
 
+import argparse
+
 from slm_jax.cli import processes
 from slm_jax.cli.main import parse, parser_for
+from slm_jax.training.preemption import nothing_to_save
 
 EXAMPLE = "slm_jax train --gin_file=experiments/mini.gin --gin.MODEL_DIR=\"'runs/mini'\""
 
@@ -18,6 +21,11 @@ def run(argv: list[str]) -> int:
   )
   processes.add_flags(parser)
   flags, bindings = parse(parser, argv)
+  with nothing_to_save(flags.stopped_status):
+    return _train(flags, bindings)
+
+
+def _train(flags: argparse.Namespace, bindings: list[str]) -> int:
   where = processes.processes_config(flags)
   from slm_jax import config
   from slm_jax.cli.batches import open_batches, open_held_out

@@ -6,6 +6,7 @@ one. Frozen weights are not in it; their fingerprint is, and restoring over anot
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -70,6 +71,12 @@ class RestoreDataPosition(ocp.args.CheckpointArgs):
   batches: Batches
 
 
+def _goodness(metrics: Mapping[str, float]) -> float:
+  """Greater is better; a loss that is not a number is the worst."""
+  loss = metrics[METRIC]
+  return -math.inf if math.isnan(loss) else -loss
+
+
 class Checkpoints:
   """The checkpoints of one MODEL_DIR."""
 
@@ -78,7 +85,7 @@ class Checkpoints:
     kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
     if keep_best:
       # The last in ascending order are the best.
-      kept.append(policies.BestN(get_metric_fn=lambda metrics: -metrics[METRIC], n=keep_best))
+      kept.append(policies.BestN(get_metric_fn=_goodness, n=keep_best))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept),
       best_fn=(lambda metrics: metrics[METRIC]) if keep_best else None,
@@ -120,18 +127,27 @@ class Checkpoints:
   def restore(
     self, step: int, state: TrainState, batches: Batches | None, info: dict
   ) -> TrainState:
-    """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position."""
-    check_base(self._manager.directory / f"checkpoint_{step}", info["frozen"])
+    """Reads checkpoint `step` into the shapes and shardings of `state` and moves `batches` to its position.
+
+    Raises:
+      UserError: it was trained over other frozen weights, does not fit the state, or is damaged.
+    """
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state).__dict__)
     args = {"state": ocp.args.StandardRestore(template)}
     if batches is not None:
       args["data"] = RestoreDataPosition(batches)  # pyright: ignore[reportArgumentType]
     try:
+      check_base(self._manager.directory / f"checkpoint_{step}", info["frozen"])
       restored = self._manager.restore(step, args=ocp.args.Composite(**args))["state"]
-    except ValueError as error:
+    except (ValueError, OSError, KeyError) as error:
       first = str(error).strip().split("\n")[0]
+      others = [other for other in self._manager.all_steps() if other != step]
+      earlier = (
+        f"the run then goes on from checkpoint_{max(others)}" if others else "it is the only one"
+      )
       raise UserError(
-        f"checkpoint_{step} in {self._manager.directory} does not fit this model: {first}"
+        f"checkpoint_{step} in {self._manager.directory} does not fit this model or is damaged: {first}; if it is "
+        f"damaged, move it away: {earlier}"
       ) from error
     return dataclasses.replace(state, **_typed(restored, state))
 
@@ -221,7 +237,11 @@ def check_run(
     )
   if jax.process_index() != 0:
     return
-  model_dir.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(described, indent=1, sort_keys=True))
-  temporary.replace(path)
+  try:
+    model_dir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(described, indent=1, sort_keys=True))
+    temporary.replace(path)
+  except OSError as error:
+    reason = error.strerror or error
+    raise UserError(f"MODEL_DIR={str(model_dir)!r} cannot be written: {reason}") from error

@@ -11,7 +11,7 @@ from slm_jax.batch import Batch
 from slm_jax.errors import UserError
 from slm_jax.paths import run_folder
 from slm_jax.training import setup, sharding
-from slm_jax.training.checkpoints import Batches, Checkpoints, check_run
+from slm_jax.training.checkpoints import Batches, Checkpoints, check_base, check_run
 from slm_jax.training.compiled_steps import CompiledSteps
 from slm_jax.training.config import TrainConfig
 from slm_jax.training.frame_cache import CachedFrameBatches, open_frame_cache, without_encoder
@@ -23,6 +23,7 @@ from slm_jax.training.preemption import StopRequest
 from slm_jax.training.processes import ALONE, Processes, code_facts
 from slm_jax.training.progress import Padding, Progress
 from slm_jax.training.recipes import Built
+from slm_jax.training.restore import PREFIX, restore_trained
 from slm_jax.training.scalars import EVAL, ScalarWriter
 from slm_jax.training.step import TrainState, make_train_step
 from slm_jax.training.step_reports import FinishedStep, StepReports
@@ -173,7 +174,7 @@ class _Run:
       skipped_steps = self._checkpoints.info(self._start).get("skipped_steps", 0)
       self._first = None
     elif config.initial_checkpoint_path:
-      self._state = initial_state(config.initial_checkpoint_path, self._state, self._info)
+      self._state = initial_state(config.initial_checkpoint_path, self._state, bases)
 
     self._progress = Progress(config.total_steps, self._start, quiet=processes.index != 0)
     trained, frozen = prepared.trained_count, prepared.frozen_count
@@ -302,13 +303,24 @@ def _whole(arrays: dict, batch_size: int) -> Batch:
   )
 
 
-def initial_state(path: str, state: TrainState, info: dict) -> TrainState:
-  """Starts a new run from the trained parameters of another run's checkpoint folder `…/checkpoint_<step>`."""
-  source_dir = run_folder(path)
-  step = source_dir.name.removeprefix("checkpoint_")
-  if not source_dir.is_dir() or not step.isdigit():
-    raise UserError(f"INITIAL_CHECKPOINT_PATH={path!r}: expected a folder …/checkpoint_<step>")
-  source = Checkpoints(source_dir.parent, keep=1_000_000)
-  restored = source.restore(int(step), state, None, info)
-  source.close()
-  return dataclasses.replace(state, params=restored.params)
+def initial_state(path: str, state: TrainState, bases: dict[str, str]) -> TrainState:
+  """Starts a new run from the trained parameters of another run's checkpoint folder `…/checkpoint_<step>`.
+
+  Nothing else is taken over, so that the other run's optimiser and length do not matter.
+
+  Args:
+    path: of the folder.
+    state: the new run's, at its start.
+    bases: fingerprints of the frozen parts.
+
+  Raises:
+    UserError: no such folder, another base, or parameters of other names or shapes.
+  """
+  folder = run_folder(path)
+  named = folder.name.startswith(PREFIX) and folder.name.removeprefix(PREFIX).isdigit()
+  if not named or not (folder / "info").is_dir() or not (folder / "state").is_dir():
+    raise UserError(
+      f"INITIAL_CHECKPOINT_PATH={path!r}: expected a folder …/{PREFIX}<step> that a run has written"
+    )
+  check_base(folder, bases)
+  return dataclasses.replace(state, params=restore_trained(folder, state.params))

@@ -1,8 +1,31 @@
 """A preemption notice: SIGTERM, to whichever process of a run."""
 
+import contextlib
+import os
 import signal
+import sys
+from collections.abc import Iterator
 
 from slm_jax.training.processes import Processes
+
+
+@contextlib.contextmanager
+def nothing_to_save(status: int) -> Iterator[None]:
+  """Until a `StopRequest` takes over, SIGTERM ends the process at once, with one line and `status`."""
+
+  def leave(signum, frame) -> None:
+    print(
+      "[slm_jax] stopped by SIGTERM with nothing to save; run the same command again",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(status)
+
+  before = signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

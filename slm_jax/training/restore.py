@@ -1,6 +1,7 @@
 """Reads a trained adapter back, over its frozen bases, ready to answer."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -60,16 +61,31 @@ def checkpoint_folder(model_dir: str | epath.PathLike, step: int | str | None = 
 
 def _held_out_loss(checkpoint: epath.Path) -> float | None:
   path = checkpoint / "metrics" / "metrics"
-  return json.loads(path.read_text()).get(METRIC) if path.is_file() else None
+  loss = json.loads(path.read_text()).get(METRIC) if path.is_file() else None
+  return None if loss is None or math.isnan(loss) else loss
 
 
-def restore_trained(checkpoint: epath.PathLike) -> dict:
-  """The trained parameters of a checkpoint, nested, as host arrays; the optimiser's are not read."""
+def restore_trained(checkpoint: epath.PathLike, like: dict | None = None) -> dict:
+  """The trained parameters of a checkpoint, nested; the optimiser's state is not read.
+
+  Args:
+    checkpoint: its folder.
+    like: arrays in whose places those of the checkpoint are put; None reads host arrays.
+
+  Raises:
+    UserError: other names or shapes than those of `like`.
+  """
   with ocp.PyTreeCheckpointer() as reader:
     metadata = reader.metadata(epath.Path(checkpoint) / "state").item_metadata.tree
     wanted = {"params": metadata["params"]}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+    if like is None:
+      restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    else:
+      found, expected = (parameters.flatten(tree) for tree in (wanted["params"], like))
+      _check_same(found, expected, str(checkpoint))
+      wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
+      restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
     return reader.restore(epath.Path(checkpoint) / "state", args=args)["params"]
 
 
@@ -161,7 +177,11 @@ def _boxed(objective: SLMObjective) -> dict:
 def _check_trained(trained: dict, shapes: dict, trainable: str, what: str) -> None:
   """Raises UserError unless the parameters are those that the model trains, in its shapes."""
   wanted = parameters.flatten(parameters.split(parameters.unflatten(shapes), trainable)[0])
-  found = parameters.flatten(trained)
+  _check_same(parameters.flatten(trained), wanted, what)
+
+
+def _check_same(found: dict, wanted: dict, what: str) -> None:
+  """Raises UserError, which calls `found` `what`, unless both have the same paths and shapes."""
   for path in sorted(wanted.keys() | found.keys()):
     if path not in found:
       raise UserError(f"{what} has no {path}, which the model's config asks for")

@@ -19,6 +19,7 @@ from slm_jax.training.config import FakeDatasetConfig, TrainConfig
 from slm_jax.training.fake_batches import FakeBatches
 from slm_jax.training.loop import train
 from slm_jax.training.optimizer import OptimizerConfig
+from slm_jax.training.preemption import nothing_to_save
 from slm_jax.training.recipes import AdapterRecipe
 from slm_jax.training.restore import (
   checkpoint_folder,
@@ -147,6 +148,29 @@ def test_sigterm_saves_and_resumes_exactly(tmp_path, tiny_bases):
   assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
 
 
+def test_sigterm_before_there_is_something_to_save_ends_at_once(monkeypatch, capsys):
+  left = []
+  monkeypatch.setattr(os, "_exit", left.append)
+  before = signal.getsignal(signal.SIGTERM)
+  with nothing_to_save(143):
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert left == [143] and "run the same command again" in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_starts_from_another_s_adapter_unless_it_has_one_itself(tmp_path, tiny_bases):
+  train(make_config(tmp_path / "other", tiny_bases, total_steps=1), FakeBatches(DATASET))
+  start = tmp_path / "other" / "run" / "checkpoint_1"
+  config = make_config(tmp_path, tiny_bases, initial_checkpoint_path=str(start), total_steps=1)
+  train(config, FakeBatches(DATASET))
+  # The same batch and dropout, by parameters that have moved.
+  assert losses(config) != losses(make_config(tmp_path / "other", tiny_bases))
+  start.rename(tmp_path / "away")
+  assert train(dataclasses.replace(config, total_steps=2), FakeBatches(DATASET)).finished
+  with pytest.raises(UserError, match=r"INITIAL_CHECKPOINT_PATH='.*/checkpoint_1'"):
+    train(dataclasses.replace(config, model_dir=str(tmp_path / "new")), FakeBatches(DATASET))
+
+
 def augmented(tmp_path, bases, name: str, mesh: MeshConfig):
   """20 steps with dropout in the adapter and masked spectrograms."""
   config = make_config(tmp_path / name, bases, mesh=mesh, total_steps=20, checkpoint_period=20)
@@ -227,6 +251,12 @@ def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_pa
   with pytest.raises(UserError, match="BATCH_SIZE=12"):
     train(config, FakeBatches(dataset))
   assert not (tmp_path / "run").exists()
+
+
+def test_a_model_dir_that_cannot_be_made_is_one_line(tmp_path, tiny_bases):
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="MODEL_DIR='.*/file/run' cannot be written"):
+    train(make_config(tmp_path / "file", tiny_bases), FakeBatches(DATASET))
 
 
 class Poisoned(FakeBatches):
