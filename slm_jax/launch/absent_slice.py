@@ -3,7 +3,6 @@
 import importlib.util
 import os
 
-import jax
 from jax.experimental import topologies
 
 from slm_jax.errors import UserError
@@ -32,7 +31,7 @@ def slice_devices(topology: str, num_slices: int = 1) -> list:
       f"compiling for {topology} needs TPU's compiler: pip install libtpu, "
       "in the version that constraints.txt names"
     )
-  quiet = _NO_TPU_HERE if jax.config.jax_platforms == "cpu" else {}
+  quiet = _NO_TPU_HERE if os.environ.get("JAX_PLATFORMS") == "cpu" else {}
   for name, value in (_ENVIRONMENT | quiet).items():
     os.environ.setdefault(name, value)
   # libtpu takes a host for a tray of 2x2 chips, unless told of a host with a chip of its own.
