@@ -1,5 +1,7 @@
 """The card of a bundle: README.md, as model hubs show it."""
 
+from collections.abc import Sequence
+
 import yaml
 
 from slm_jax.bundle.manifest import Manifest
@@ -35,7 +37,12 @@ applications on adapters between speech encoders and language models exist; no l
 
 
 def card(
-  manifest: Manifest, trained: dict, *, licence: str, scores: dict[str, dict[str, float]]
+  manifest: Manifest,
+  trained: dict,
+  *,
+  licence: str,
+  scores: dict[str, dict[str, float]],
+  base_models: Sequence[str] = (),
 ) -> str:
   """The text of README.md.
 
@@ -44,13 +51,14 @@ def card(
     trained: its parameters.
     licence: SPDX name of the adapter's licence, or "" if none was given.
     scores: task → metric → value in percent.
+    base_models: the bases' ids on a hub; without, the names of their folders: hubs refuse paths.
   """
   bases = [manifest.speech_encoder.name, manifest.language_model.name]
   front = {
     "library_name": "slm_jax",
     "pipeline_tag": "automatic-speech-recognition",
     "tags": ["speech", "adapter", "slm_jax", "arxiv:2310.00230"],
-    "base_model": bases,
+    "base_model": [*base_models] or [name.rstrip("/").rpartition("/")[2] for name in bases],
   }
   if licence:
     front["license"] = licence.lower()

@@ -1,7 +1,9 @@
 """A bundle over its bases, ready to answer."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from slm_jax.bundle.merged import is_merged, load_merged
 from slm_jax.errors import UserError
 from slm_jax.evaluation.generation import (
   GenerationSettings,
+  Hypothesis,
   audio_batch,
   decode_ids,
   hypothesise,
@@ -28,6 +31,9 @@ from slm_jax.training import parameters
 from slm_jax.training.checkpoints import check_fingerprints
 from slm_jax.training.recipes import AdapterRecipe, resolve_path
 from slm_jax.training.restore import assemble
+
+# Of a tensor: the parameter's path, joined with dots.
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 # A file, samples at 16 kHz (int16, or float in [-1, 1]), or samples and their rate.
 Audio = str | Path | np.ndarray | tuple[np.ndarray, int]
@@ -83,6 +89,25 @@ def load(
   return Bundle(model, manifest.instructions, manifest)
 
 
+class Answer(str):
+  """The text of an answer about one recording, and how sure the model was of it.
+
+  Attributes:
+    text: the same as a plain string.
+    scores: log-probability over length, of each piece that the recording was cut into.
+  """
+
+  text: str
+  scores: tuple[float, ...]
+
+  @classmethod
+  def of(cls, found: Hypothesis) -> "Answer":
+    """From what the model made of a recording."""
+    answer = cls(found.text)
+    answer.text, answer.scores = found.text, tuple(chunk.score for chunk in found.chunks)
+    return answer
+
+
 @dataclasses.dataclass(frozen=True)
 class Bundle:
   """A loaded bundle.
@@ -105,7 +130,7 @@ class Bundle:
     max_new_tokens: int = 64,
     num_beams: int = 1,
     batch_size: int = 8,
-  ) -> str | list[str]:
+  ) -> Answer | list[Answer]:
     """Answers an instruction about one recording, or about each of several.
 
     Args:
@@ -117,7 +142,7 @@ class Bundle:
         compiled program.
 
     Returns:
-      The text, or the texts in order.
+      The answer, a string with its scores; of a list a list, in order.
 
     Raises:
       UserError: audio that cannot be read or has no samples, or no instruction.
@@ -130,28 +155,37 @@ class Bundle:
     )
     length = padded_length([len(prompt_ids(self.model.tokenizer, text))])
     requests = ((_samples(one), text) for one in recordings)  # pyright: ignore[reportArgumentType]
-    found = [h.text for h in hypothesise(self.model, requests, settings, prompt_length=length)]
-    return found if several else found[0]
+    found = hypothesise(self.model, requests, settings, prompt_length=length)
+    answers = [Answer.of(one) for one in found]
+    return answers if several else answers[0]
 
   def n_best(
     self,
-    audio: Audio,
+    audio: Audio | list[Audio],
     instruction: str | None = None,
     *,
     n: int,
     num_beams: int | None = None,
     max_new_tokens: int = 64,
-  ) -> list[tuple[str, float]]:
-    """The best answers about one recording that is no longer than a call takes, and their scores, best first.
+  ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+    """The best answers about one recording, or about each of several, and their scores, best first.
 
     Args:
-      audio, instruction, max_new_tokens: as of `generate`.
+      audio: as of `generate`, but no longer than a call takes.
+      instruction, max_new_tokens: as of `generate`.
       n: how many.
       num_beams: at least n, which is the default.
 
     Raises:
-      UserError: as of `generate`, or audio that is too long.
+      UserError: as of `generate`, audio that is too long, or n or num_beams that make no sense.
     """
+    if n < 1 or (num_beams or n) < n:
+      raise UserError(
+        f"n={n}, num_beams={num_beams}: expected 1 or more, and no fewer beams than n"
+      )
+    if isinstance(audio, list):
+      options = {"n": n, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
+      return [self.n_best(one, instruction, **options) for one in audio]  # pyright: ignore
     samples = _samples(audio)
     if len(samples) > self.model.max_samples:
       raise UserError(
@@ -172,11 +206,13 @@ class Bundle:
     texts = [decode_ids(self.model.tokenizer, row) for row in ids]
     return list(zip(texts, scores[:, 0].tolist(), strict=True))
 
-  def transcribe(self, audio: Audio | Sequence[Audio], **options) -> str | list[str]:
+  def transcribe(self, audio: Audio | Sequence[Audio], **options) -> Answer | list[Answer]:
     """What was said; arguments as of `generate`."""
     return self.generate(audio, self._instruction("transcribe"), **options)
 
-  def translate(self, audio: Audio | Sequence[Audio], *, target: str, **options) -> str | list[str]:
+  def translate(
+    self, audio: Audio | Sequence[Audio], *, target: str, **options
+  ) -> Answer | list[Answer]:
     """What was said, in the language `target` (as the bundle's instruction names it: "German")."""
     instruction = self._instruction("translate").replace("{target}", target)
     return self.generate(audio, instruction, **options)
@@ -201,16 +237,26 @@ def _found(given: str | None, base: Base, part: str) -> str:
 
 
 def trained_parameters(folder: Path) -> dict:
-  """Nested, as host arrays, of a bundle whose files are whole."""
-  file = SafetensorsFile(folder / WEIGHTS)
-  return parameters.unflatten(
-    {
-      name.replace(".", "/"): np.asarray(
-        StoredParameter(shape=tensor.shape, dtype=np.dtype(np.float32), tensors=(tensor,))
-      )
-      for name, tensor in file.tensors.items()
-    }
-  )
+  """Nested, as host arrays, of a bundle whose files are whole.
+
+  Raises:
+    UserError: names that are no parameters', or weights that are not finite numbers in fp32.
+  """
+  path = folder / WEIGHTS
+  flat: dict[str, np.ndarray] = {}
+  for name, tensor in SafetensorsFile(path).tensors.items():
+    if not _NAME.fullmatch(name):
+      raise UserError(f"{path} has a tensor {name[:200]!r}, which is no parameter's name")
+    if tensor.dtype != "float32":
+      raise UserError(f"{path}: {name[:200]} is {tensor.dtype}, expected one of ['float32']")
+    stored = StoredParameter(shape=tensor.shape, dtype=np.dtype(np.float32), tensors=(tensor,))
+    flat[name.replace(".", "/")] = np.asarray(stored)
+  for name in flat:
+    above = name
+    while above := above.rpartition("/")[0]:
+      if above in flat:
+        raise UserError(f"{path} has {name}, and {above} as a tensor too")
+  return parameters.unflatten(flat)
 
 
 def _check_bases(folder: Path, recipe: AdapterRecipe, expected: dict[str, str]) -> None:
@@ -228,5 +274,11 @@ def _samples(audio: Audio) -> np.ndarray:
   """int16 [S] at 16 kHz."""
   if isinstance(audio, str | Path):
     return read_audio(str(audio))
-  samples, rate = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
+  pair = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
+  samples = np.asarray(pair[0])
+  if len(pair) != 2 or samples.dtype.kind not in "iuf" or not isinstance(pair[1], Real):
+    raise UserError(
+      f"audio is {str(audio)[:80]!r}; expected a file's path, an array of samples at 16 kHz, or (samples, rate)"
+    )
+  rate = int(pair[1])
   return convert_samples(samples, rate, "audio")

@@ -1,26 +1,24 @@
-"""What a bundle says of itself: config.json, and the checksums of its files.
+"""What a bundle says of itself: its config.json.
 
 A bundle is a folder: `adapter.safetensors` (everything that was trained, fp32), `config.json` (this
 manifest), `README.md` (its card) and `SHA256SUMS` over the three, as `sha256sum --check` reads it.
 """
 
 import dataclasses
-import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from slm_jax.bundle.checksums import check_sums
 from slm_jax.errors import UserError
 from slm_jax.interop.config_record import config_from_record
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.training.recipes import AdapterRecipe
 
 FORMAT, FORMAT_VERSION = "slm_jax.bundle", 1
-WEIGHTS, CONFIG, CARD, SUMS = "adapter.safetensors", "config.json", "README.md", "SHA256SUMS"
+WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 _MAX_JSON_BYTES = 2**20
-_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +74,8 @@ class Manifest:
       raise ValueError(
         f"format_version is {self.format_version}, this version of slm_jax reads {FORMAT_VERSION}"
       )
+    if not all(isinstance(text, str) for text in self.instructions.values()):
+      raise ValueError("instructions are not all texts")
     if self.max_samples < 1:
       raise ValueError(f"max_samples is {self.max_samples}, expected at least 1")
 
@@ -103,40 +103,12 @@ def read_manifest(folder: Path) -> Manifest:
   Raises:
     UserError: no bundle, a file is missing, damaged or of a later version; the message names it.
   """
-  check_files(folder)
+  check_sums(folder, FILES)
   record = _json_object(folder / CONFIG)
   try:
     return config_from_record(Manifest, record)
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{folder / CONFIG} does not describe a bundle: {error}") from error
-
-
-def check_files(folder: Path) -> None:
-  """Raises UserError unless every file of the bundle is there and has its checksum."""
-  if not (folder / SUMS).is_file():
-    raise UserError(f"{folder} is not a bundle: it has no {SUMS}; make one with slm_jax export")
-  try:
-    lines = (folder / SUMS).read_text("utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{folder / SUMS} is damaged: {error}") from error
-  matches = [_SUM_LINE.fullmatch(line) for line in lines]
-  if not all(matches):
-    raise UserError(f"{folder / SUMS} is damaged: expected lines of a SHA-256 and a file's name")
-  sums = {match[2]: match[1] for match in matches if match}
-  for name in FILES:
-    if name not in sums or not (folder / name).is_file():
-      where = "is missing" if name in sums else f"is not named in {SUMS}"
-      raise UserError(f"{folder / name} {where}; export or download the bundle again")
-    if sha256(folder / name) != sums[name]:
-      raise UserError(
-        f"{folder / name} is damaged: it has not the checksum that {SUMS} gives; export or download the bundle again"
-      )
-
-
-def sha256(path: Path) -> str:
-  """Hex digest of a file."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_json(manifest: Manifest) -> str:

@@ -2,12 +2,13 @@
 
 `model.safetensors` (or shards with an index) names tensors by their path in the parameter tree, joined
 with dots; `config.json` holds the shapes; `spiece.model` is the LM's tokenizer, `ctc_tokenizer/` the
-files of the encoder's.
+files of the encoder's; `SHA256SUMS` has the checksums of them all.
 """
 
 import dataclasses
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from jax.sharding import Mesh
 
 import slm_jax
 from slm_jax.batch import Batch
-from slm_jax.bundle.atomic_folder import atomic_folder
+from slm_jax.bundle.atomic_folder import atomic_folder, check_output
+from slm_jax.bundle.checksums import check_sums, write_sums
 from slm_jax.errors import UserError
 from slm_jax.interop.config_record import config_from_record
 from slm_jax.interop.ctc_tokenizer import open_ctc_tokenizer, tokenizer_files
@@ -38,6 +40,7 @@ from slm_jax.models.speech_encoders.families import FAMILIES, family_of
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.models.t5_config import T5Config
 from slm_jax.training import parameters
+from slm_jax.training.checkpoints import check_base
 from slm_jax.training.objectives import SLMObjective
 from slm_jax.training.recipes import AdapterRecipe, resolve_path
 from slm_jax.training.restore import restore_trained
@@ -59,13 +62,16 @@ def export_merged(
   """Writes the folder of `…/checkpoint_<step>`; the bases pass through memory a tensor at a time.
 
   Raises:
-    UserError: `output` is taken, or bases that are int8 or have no weights.
+    UserError: `output` is taken, or bases that are int8, have no weights or are not those of training.
   """
   check_floats(recipe)
+  check_output(Path(output))
   built = recipe.build()
   assert isinstance(built.objective, SLMObjective)
   config = built.objective.model.config
-  flat = parameters.flatten(built.loaded) | parameters.flatten(restore_trained(checkpoint))
+  trained = parameters.flatten(restore_trained(checkpoint))
+  check_bases(checkpoint, built.loaded, trained)
+  flat = parameters.flatten(built.loaded) | trained
   tensors: dict[str, Any] = {name.replace("/", "."): flat[name] for name in sorted(flat)}
   record = {
     "format": FORMAT,
@@ -91,7 +97,21 @@ def export_merged(
       for file in tokenizer_files(resolve_path(str(recipe.speech_encoder))):
         shutil.copyfile(file, partial / CTC_FOLDER / file.name)
     (partial / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    write_sums(partial)
   return Path(output)
+
+
+def check_bases(checkpoint: epath.Path, loaded: dict, trained: Collection[str]) -> None:
+  """Raises UserError unless a checkpoint was trained over these bases; one tensor is in memory at a time.
+
+  Args:
+    checkpoint: of the run.
+    loaded: nested {speech_encoder, language_model}, of arrays or of parameters that lie in files.
+    trained: paths of what the checkpoint holds instead of them.
+  """
+  frozen = {path: x for path, x in parameters.flatten(loaded).items() if path not in trained}
+  parts = parameters.unflatten(frozen)
+  check_base(checkpoint, {p: parameters.fingerprint({p: tree}) for p, tree in parts.items()})
 
 
 def is_merged(folder: Path) -> bool:
@@ -108,6 +128,7 @@ def load_merged(
     UserError: the folder is damaged, or its weights are not those of its config.
   """
   folder = Path(path)
+  check_sums(folder, [CONFIG_NAME, TOKENIZER_NAME])
   record = read_config(folder)
   if record.get("format") != FORMAT or record.get("format_version") != FORMAT_VERSION:
     raise UserError(

@@ -9,12 +9,12 @@ import numpy as np
 from etils import epath
 
 from slm_jax import interop
-from slm_jax.bundle.atomic_folder import atomic_folder
+from slm_jax.bundle.atomic_folder import atomic_folder, check_output
 from slm_jax.bundle.manifest import WEIGHTS
-from slm_jax.bundle.merged import SHARD_BYTES, check_floats
+from slm_jax.bundle.merged import SHARD_BYTES, check_bases, check_floats
 from slm_jax.errors import UserError
 from slm_jax.interop.hf_t5 import save_language_model
-from slm_jax.interop.safetensors_folder import CONFIG_NAME, read_config
+from slm_jax.interop.safetensors_folder import read_config
 from slm_jax.interop.safetensors_writer import WEIGHTS_NAME, write_tensors
 from slm_jax.interop.speech_encoder_source import OPENERS
 from slm_jax.interop.t5x_checkpoint import save_t5x_checkpoint
@@ -30,14 +30,17 @@ _COPIED = (".json", ".safetensors", ".model", ".txt")
 def export_transformers(recipe: AdapterRecipe, checkpoint: epath.Path, output: Path | str) -> Path:
   """Writes `language_model/` and `speech_encoder/` as Transformers loads them, and `adapter.safetensors`.
 
-  The encoder's folder is copied: it is frozen, and was one of Transformers' already.
+  The encoder's folder is copied: it is frozen, and was one of Transformers' already. One that has no
+  class there (`has_transformers_class`) is copied as it is, in this package's own layout.
 
   Raises:
-    UserError: `output` is taken; an encoder that has no class there or whose weights are a .bin; bases
-      that are int8.
+    UserError: `output` is taken; an encoder whose weights are a .bin; bases that are int8, or are not
+      those of training.
   """
-  encoder = _transformers_folder(recipe)
+  check_output(Path(output))
+  encoder = _encoder_folder(recipe)
   language_model = _language_model(recipe)
+  check_bases(checkpoint, recipe.build().loaded, parameters.flatten(restore_trained(checkpoint)))
   with atomic_folder(Path(output)) as partial:
     (partial / "speech_encoder").mkdir()
     for file in sorted(encoder.iterdir()):
@@ -62,12 +65,14 @@ def export_t5x(recipe: AdapterRecipe, checkpoint: epath.Path, output: Path | str
   The LM's has the names of T5X's own models; the others' are those of the parameter tree.
 
   Raises:
-    UserError: `output` is taken, or bases that are int8 or have no weights.
+    UserError: `output` is taken, or bases that are int8, have no weights or are not those of training.
   """
-  check_floats(recipe)
+  check_output(Path(output))
   step = int(checkpoint.name.rpartition("_")[2])
   language_model = _language_model(recipe)
-  encoder = recipe.build().loaded.get("speech_encoder", {})
+  loaded = recipe.build().loaded
+  check_bases(checkpoint, loaded, parameters.flatten(restore_trained(checkpoint)))
+  encoder = loaded.get("speech_encoder", {})
   with atomic_folder(Path(output)) as partial:
     save_t5x_checkpoint(
       partial / "language_model", language_model.config, language_model.params, step
@@ -103,14 +108,17 @@ def _language_model(recipe: AdapterRecipe) -> Any:
   )
 
 
-def _transformers_folder(recipe: AdapterRecipe) -> Path:
-  folder = resolve_path(str(recipe.speech_encoder))
-  kind = read_config(folder).get("model_type")
-  if kind not in OPENERS:
+def has_transformers_class(recipe: AdapterRecipe) -> bool:
+  """Whether the speech encoder is one of Transformers' (USM's Conformer is not)."""
+  return read_config(resolve_path(str(recipe.speech_encoder))).get("model_type") in OPENERS
+
+
+def _encoder_folder(recipe: AdapterRecipe) -> Path:
+  if not isinstance(recipe.speech_encoder, str):
     raise UserError(
-      f"{folder / CONFIG_NAME}: encoders of model_type {kind!r} have no class in Transformers; export with "
-      "--format=merged"
+      "AdapterRecipe.speech_encoder is a shape; an export needs the folder of its weights"
     )
+  folder = resolve_path(recipe.speech_encoder)
   if not list(folder.glob("*.safetensors")):
     raise UserError(f"{folder} has no safetensors; import it with slm_jax import first")
   return folder

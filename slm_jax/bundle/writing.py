@@ -1,6 +1,7 @@
 """Exports the trained part of a checkpoint as a bundle."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,8 @@ from etils import epath
 import slm_jax
 from slm_jax.bundle.atomic_folder import atomic_folder
 from slm_jax.bundle.card import card
-from slm_jax.bundle.manifest import (
-  CARD,
-  CONFIG,
-  FILES,
-  SUMS,
-  WEIGHTS,
-  Base,
-  Manifest,
-  manifest_json,
-  sha256,
-)
+from slm_jax.bundle.checksums import write_sums
+from slm_jax.bundle.manifest import CARD, CONFIG, WEIGHTS, Base, Manifest, manifest_json
 from slm_jax.errors import UserError
 from slm_jax.interop.safetensors_writer import WEIGHTS_NAME, write_tensors
 from slm_jax.models.t5_config import T5Config
@@ -38,6 +30,7 @@ def export_bundle(
   max_samples: int,
   instructions: dict[str, str],
   licence: str = "",
+  base_models: Sequence[str] = (),
 ) -> Path:
   """Writes the bundle of `…/checkpoint_<step>`; the folder appears when it is whole.
 
@@ -48,6 +41,7 @@ def export_bundle(
     max_samples: longest audio of one call.
     instructions: as of `Manifest`.
     licence: SPDX name of the adapter's licence.
+    base_models: the bases' ids on a model hub, for the card.
 
   Raises:
     UserError: `output` is taken, or the recipe's bases are shapes without weights.
@@ -75,10 +69,9 @@ def export_bundle(
     (partial / WEIGHTS_NAME).rename(partial / WEIGHTS)
     (partial / CONFIG).write_text(manifest_json(manifest), "utf-8")
     scores = _scores(checkpoint.parent, step)
-    text = card(manifest, trained, licence=licence, scores=scores)
+    text = card(manifest, trained, licence=licence, scores=scores, base_models=base_models)
     (partial / CARD).write_text(text, "utf-8")
-    sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in sorted(FILES))
-    (partial / SUMS).write_text(sums)
+    write_sums(partial)
   return output
 
 

@@ -46,6 +46,12 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--transcribe_instruction", help="for transcribe()")
   parser.add_argument("--translate_instruction", help="for translate(); {target} is the language")
   parser.add_argument("--license", default="", help="of the adapter, an SPDX name: Apache-2.0")
+  parser.add_argument(
+    "--base_model",
+    action="append",
+    default=[],
+    help="id of a base on a model hub, for the bundle's card; repeat for both: google/mt5-small",
+  )
   flags, bindings = parse(parser, argv)
   instructions = _instructions(flags)
   from etils import epath
@@ -77,17 +83,25 @@ def _export(
   if flags.format == "bundle":
     from slm_jax.bundle.writing import export_bundle
 
-    return export_bundle(recipe, checkpoint, output, **given, licence=flags.license)
+    given |= {"licence": flags.license, "base_models": flags.base_model}
+    return export_bundle(recipe, checkpoint, output, **given)
   if flags.format == "merged":
     from slm_jax.bundle.merged import export_merged
 
     return export_merged(recipe, checkpoint, output, **given)
   if flags.format in ("stablehlo", "savedmodel"):
     return _export_programs(flags, recipe, checkpoint, output, given)
-  from slm_jax.bundle.towers import export_t5x, export_transformers
+  from slm_jax.bundle.towers import export_t5x, export_transformers, has_transformers_class
 
-  write = export_t5x if flags.format == "t5x" else export_transformers
-  return write(recipe, checkpoint, output)
+  if flags.format == "t5x":
+    return export_t5x(recipe, checkpoint, output)
+  export_transformers(recipe, checkpoint, output)
+  if not has_transformers_class(recipe):
+    print(
+      "[slm_jax] speech_encoder/ is in slm_jax's own layout: Transformers has no class for this encoder",
+      file=sys.stderr,
+    )
+  return output
 
 
 def _export_programs(

@@ -1,7 +1,9 @@
 """`slm_jax serve`: bundles behind OpenAI's HTTP endpoints."""
 
 import argparse
+import contextlib
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -38,6 +40,7 @@ def run(argv: list[str]) -> int:
     )
   except ValueError as error:
     raise UserError(f"slm_jax serve: {error}") from error
+  listener = _bound(flags.host, flags.port)
   loaded = load_bundles(
     _named(flags.bundle),
     speech_encoder=flags.speech_encoder,
@@ -54,16 +57,30 @@ def run(argv: list[str]) -> int:
   )
   app = make_app(Answerer(engine, batcher, loaded.manifests), metrics, limits)
   guard = f"asking for the token of ${TOKEN_VARIABLE}" if limits.token else "open to anyone"
+  names, port = ", ".join(loaded.adapters.names), listener.getsockname()[1]
   print(
-    f"[slm_jax] {', '.join(loaded.adapters.names)} on http://{flags.host}:{flags.port}/, {guard}; /healthz says when "
-    "it has compiled",
+    f"[slm_jax] {names} on http://{flags.host}:{port}/, {guard}; /healthz says when it has compiled",
     file=sys.stderr,
     flush=True,
   )
-  uvicorn.run(
-    app, host=flags.host, port=flags.port, log_level="warning", timeout_graceful_shutdown=30
-  )
+  server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
+  with contextlib.suppress(KeyboardInterrupt):
+    server.run(sockets=[listener])
   return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+  """A socket that has its address before models are loaded; it does not listen yet."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.socket(family, kind, protocol)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(address)
+  except (OSError, OverflowError) as error:
+    raise UserError(
+      f"slm_jax serve: cannot listen at --host={host} --port={port}: {error}"
+    ) from error
+  return found
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
+# Type of a field → what JSON may hold for it.
+_SCALARS = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+
 
 def config_from_record(cls: type[Any], record: Mapping[str, Any]) -> Any:
   """A config dataclass from JSON's objects and lists, nested ones included.
@@ -12,10 +15,12 @@ def config_from_record(cls: type[Any], record: Mapping[str, Any]) -> Any:
   """
   hints, values = get_type_hints(cls), dict(record)
   for name, value in record.items():
-    kinds = (hints.get(name), *get_args(hints.get(name)))
-    nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    hint = hints.get(name)
+    nested = next((k for k in (hint, *get_args(hint)) if dataclasses.is_dataclass(k)), None)
     if isinstance(value, Mapping) and nested is not None:
       values[name] = config_from_record(nested, value)  # pyright: ignore[reportArgumentType]
+    elif nested is hint is not None or not isinstance(value, _SCALARS.get(hint, object)):
+      raise TypeError(f"{name} is {value!r:.50}, expected {getattr(hint, '__name__', hint)}")
     elif isinstance(value, list):
       values[name] = tuple(value)
   return cls(**values)

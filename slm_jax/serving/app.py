@@ -71,8 +71,15 @@ def make_app(answerer: Answerer, metrics: Metrics, limits: ServerLimits) -> Any:
       )
     ),
   ]
-  app = Starlette(routes=routes, lifespan=lifespan)
+  app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refuse})
   return BodyLimit(app, limits.max_upload_bytes)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+  """An address or a method that the server does not have."""
+  assert isinstance(error, HTTPException)
+  reason = errors.BadRequest(f"{request.method} {request.url.path}: {error.detail}")
+  return JSONResponse(reason.body(), error.status_code, error.headers)
 
 
 async def _warm_up(answerer: Answerer) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from slm_jax.bundle.loading import Bundle, load, trained_parameters
 from slm_jax.bundle.manifest import Manifest, read_manifest
+from slm_jax.bundle.merged import is_merged
 from slm_jax.errors import UserError
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.serving.adapter_slots import AdapterSlots
@@ -40,6 +41,9 @@ def load_bundles(
   Raises:
     UserError: as of `bundle.load`; or bundles of other bases or another shape than the first.
   """
+  for folder in folders.values():
+    if is_merged(Path(folder)):
+      raise UserError(f"{folder} is a merged folder, of which nothing is shared; serve a bundle")
   manifests = {name: read_manifest(Path(folder)) for name, folder in folders.items()}
   first_name, first = next(iter(manifests.items()))
   for name, manifest in manifests.items():

@@ -47,6 +47,9 @@ class AudioRequest:
 def read_form(form: Mapping[str, Any], *, max_seconds: float) -> AudioRequest:
   """A multipart form of /v1/audio/…; decodes the file. Raises BadRequest."""
   _check_fields(form, _FORM_FIELDS)
+  for name in form.keys() - {"file"}:
+    if not isinstance(form[name], str):
+      raise BadRequest(f"{name} is a file: expected a text", param=name)
   file: Any = form.get("file")
   if not hasattr(file, "filename"):
     raise BadRequest("file is missing: expected an audio file as multipart/form-data", param="file")
@@ -69,7 +72,7 @@ def read_form(form: Mapping[str, Any], *, max_seconds: float) -> AudioRequest:
     response_format=response_format,
     language=form.get("language") or None,
     temperature=_number(form, "temperature", 0.0, low=0.0, high=2.0),
-    stream=str(form.get("stream", "")).lower() in ("true", "1"),
+    stream=_flag(form, "stream"),
   )
 
 
@@ -77,6 +80,8 @@ def read_chat(body: bytes, *, max_seconds: float) -> AudioRequest:
   """The JSON of /v1/chat/completions; decodes its audio. Raises BadRequest."""
   try:
     record = json.loads(body)
+    # A half of a pair of surrogates alone is no character.
+    json.dumps(record, ensure_ascii=False).encode()
   except (ValueError, RecursionError) as error:
     raise BadRequest(f"the body is not JSON: {error}") from error
   if not isinstance(record, dict):
@@ -101,7 +106,7 @@ def read_chat(body: bytes, *, max_seconds: float) -> AudioRequest:
     temperature=_number(record, "temperature", 0.0, low=0.0, high=2.0),
     seed=seed,
     max_tokens=limit,
-    stream=bool(record.get("stream")),
+    stream=_flag(record, "stream"),
     include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
   )
 
@@ -111,7 +116,7 @@ def _messages(messages: Any) -> tuple[list[str], tuple[bytes, str]]:
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
     raise BadRequest("messages: expected a list of objects", param="messages")
   roles = [message.get("role") for message in messages]
-  if roles.count("user") != 1 or set(roles) - {"user", "system", "developer"}:
+  if roles.count("user") != 1 or any(r not in ("user", "system", "developer") for r in roles):
     raise BadRequest(
       "messages: expected one user message, and a system message at most; this model has no memory "
       "of a conversation",
@@ -161,6 +166,15 @@ def _text(given: Mapping[str, Any], name: str) -> str:
   return value
 
 
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+  value = given.get(name)
+  if value in (None, "", False, True):
+    return bool(value)
+  if str(value).lower() not in ("true", "1", "false", "0"):
+    raise BadRequest(f"{name} {str(value)[:50]!r}: expected true or false", param=name)
+  return str(value).lower() in ("true", "1")
+
+
 def _number(
   given: Mapping[str, Any], name: str, default: float, *, low: float, high: float
 ) -> float:
@@ -169,8 +183,10 @@ def _number(
     return default
   try:
     number = float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     number = float("nan")
   if not low <= number <= high:
-    raise BadRequest(f"{name} {value!r}: expected a number from {low:g} to {high:g}", param=name)
+    raise BadRequest(
+      f"{name} {value!r:.50}: expected a number from {low:g} to {high:g}", param=name
+    )
   return number

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,20 +71,38 @@ def fingerprint(params: Mapping) -> str:
   no defence against weights made to have a given fingerprint. With several processes all must call.
 
   Args:
-    params: tree of arrays of at most 32 bits an element.
+    params: tree of arrays of at most 32 bits an element; those of the host, or of files, go to the
+      device one at a time.
   """
-  flat = {path: jnp.asarray(leaf) for path, leaf in flatten(params).items()}
+  flat = flatten(params)
   # Every device is given its work before the first result is waited for.
-  started = [_shard_sums(leaf) for leaf in flat.values()]
-  sums = np.stack([sum(map(np.asarray, parts), np.zeros(2, np.uint32)) for parts in started])
-  elsewhere = np.array([not leaf.is_fully_addressable for leaf in flat.values()])
+  started = [_start_sums(leaf) for leaf in flat.values()]
+  sums = np.stack([sum(map(np.asarray, s.parts), np.zeros(2, np.uint32)) for s in started])
+  elsewhere = np.array([s.elsewhere for s in started])
   if elsewhere.any():
     of_all = np.asarray(multihost_utils.process_allgather(sums))
     sums = np.where(elsewhere[:, None], of_all.sum(axis=0, dtype=np.uint32), sums)
   digest = hashlib.sha256()
-  for (path, leaf), (first, second) in zip(flat.items(), sums.tolist(), strict=True):
-    digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype} {first:08x}{second:08x}\n".encode())
+  for path, one, (first, second) in zip(flat, started, sums.tolist(), strict=True):
+    digest.update(f"{path} {one.kind} {first:08x}{second:08x}\n".encode())
   return digest.hexdigest()
+
+
+class _Sums(NamedTuple):
+  """Sums of an array that devices are making, and what it is."""
+
+  kind: str  # shape and type
+  parts: list[jax.Array]
+  elsewhere: bool  # shards are with other processes
+
+
+def _start_sums(leaf: Any) -> _Sums:
+  array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+  parts = _shard_sums(array)
+  if array is not leaf:
+    jax.block_until_ready(parts)  # before the next one is read
+  kind = f"{tuple(array.shape)} {array.dtype}"
+  return _Sums(kind, parts, not array.is_fully_addressable)
 
 
 def _shard_sums(leaf: jax.Array) -> list[jax.Array]:

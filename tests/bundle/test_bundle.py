@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import soundfile
-import yaml
 
 import slm_jax.bundle
-from slm_jax.bundle.manifest import CARD, CONFIG, FILES, SUMS, WEIGHTS, read_manifest, sha256
+from slm_jax.bundle.checksums import SUMS, sha256, write_sums
+from slm_jax.bundle.manifest import CARD, CONFIG, FILES, WEIGHTS, read_manifest
 from slm_jax.bundle.writing import export_bundle
 from slm_jax.errors import UserError
 from slm_jax.interop import load_language_model
@@ -63,6 +65,11 @@ def bundle(trained, tmp_path_factory):
   )
 
 
+@pytest.fixture(scope="module")
+def loaded(bundle):
+  return slm_jax.bundle.load(bundle)
+
+
 @pytest.fixture
 def copy(bundle, tmp_path):
   return shutil.copytree(bundle, tmp_path / "copy")
@@ -70,7 +77,8 @@ def copy(bundle, tmp_path):
 
 def sign(folder) -> None:
   """Makes the checksums fit again: damage that came before they were taken."""
-  (folder / SUMS).write_text("".join(f"{sha256(folder / n)}  {n}\n" for n in FILES))
+  (folder / SUMS).unlink()
+  write_sums(folder)
 
 
 def test_what_was_trained_is_there_bitwise(trained, bundle):
@@ -99,16 +107,35 @@ def test_only_the_adapter_travels_and_other_programs_read_it(trained, bundle):
     np.testing.assert_array_equal(tensor, flat[name.replace(".", "/")])
 
 
-def test_files_arrays_and_lists_are_answered(bundle, tmp_path):
-  loaded = slm_jax.bundle.load(bundle)
+def test_files_arrays_and_lists_are_answered(loaded, tmp_path):
   samples = np.random.default_rng(0).integers(-3000, 3000, 3500).astype(np.int16)
   soundfile.write(tmp_path / "a.wav", samples, 16_000)
   text = loaded.generate(samples, "abdei", max_new_tokens=4)
   assert isinstance(text, str)
   assert loaded.transcribe(str(tmp_path / "a.wav"), max_new_tokens=4) == text
   answers = loaded.generate([samples, samples / 32768.0], max_new_tokens=4)
-  assert answers == [text, text]
+  assert answers == [text, text] == [answer.text for answer in answers]
+  [(best, score)] = loaded.n_best(samples, "abdei", n=1, max_new_tokens=4)
+  assert best == text and answers[0].scores == pytest.approx((score,), abs=1e-5)
+  long = loaded.generate(np.concatenate([samples, samples]), max_new_tokens=4)
+  assert len(long.scores) == 2
   assert isinstance(loaded.translate((samples, 8000), target="dei", max_new_tokens=4), str)
+
+
+@pytest.mark.parametrize(
+  ("audio", "message"),
+  [
+    (5.0, "expected one axis of samples"),
+    (np.zeros((400, 2), np.int16), "expected one axis of samples"),
+    (b"RIFF", "expected a file's path, an array"),
+    ((np.ones(400, np.int16), "16k"), "expected a file's path, an array"),
+    (np.zeros(0, np.int16), "zero samples"),
+    ("/gone.wav", "/gone.wav"),
+  ],
+)
+def test_what_is_no_audio_is_named(loaded, audio, message):
+  with pytest.raises(UserError, match=message):
+    loaded.generate(audio)
 
 
 def test_an_instruction_that_was_not_exported_is_asked_for(copy):
@@ -158,8 +185,13 @@ def test_a_damaged_file_is_named(copy, name, damage):
 
 def test_names_outside_of_the_folder_are_refused(copy, tmp_path):
   (tmp_path / "outside").write_text("x")
-  (copy / SUMS).write_text(f"{sha256(tmp_path / 'outside')}  ../outside\n")
-  with pytest.raises(UserError, match=f"{SUMS} is damaged"):
+  sums = (copy / SUMS).read_text()
+  for name in ("../outside", str(tmp_path / "outside"), "a/../../outside", ".."):
+    (copy / SUMS).write_text(f"{sums}{sha256(tmp_path / 'outside')}  {name}\n")
+    with pytest.raises(UserError, match=f"{SUMS} is damaged"):
+      slm_jax.bundle.load(copy)
+  (copy / SUMS).write_text(f"{sums}{'0' * 64}  more.safetensors\n")
+  with pytest.raises(UserError, match="more.safetensors is missing"):
     slm_jax.bundle.load(copy)
 
 
@@ -181,9 +213,12 @@ KERNEL = "adapter.projection.kernel"
     (lambda t: t.update(other=np.ones(2, np.float32)), "has other, for which"),
     (lambda t: t.update({KERNEL: t[KERNEL].T.copy()}), "adapter/projection/kernel has the shape"),
     (lambda t: t.update({KERNEL: t[KERNEL].astype(np.int32)}), "is int32, expected one of"),
+    (lambda t: t.update({KERNEL: t[KERNEL].astype(np.float16)}), "is float16, expected one of"),
+    (lambda t: t.update({"../adapter": np.ones(2, np.float32)}), "'../adapter', which is no"),
+    (lambda t: t.update({f"{KERNEL}.x": t[KERNEL]}), "and adapter/projection/kernel as a tensor"),
     (lambda t: t.update({KERNEL: t[KERNEL] * np.nan}), "NaN or infinite"),
   ],
-  ids=["missing", "none", "surplus", "shape", "type", "nan"],
+  ids=["missing", "none", "surplus", "shape", "type", "half", "path", "below", "nan"],
 )
 def test_weights_that_are_not_the_configs_are_refused(copy, change, message):
   with_tensors(copy, change)
@@ -205,6 +240,9 @@ def test_an_implausible_header_is_refused(copy):
     ({"format": "peft"}, "format is 'peft'"),
     ({"surplus": 1}, "does not describe a bundle"),
     ({"max_samples": 0}, "expected at least 1"),
+    ({"max_samples": "many"}, "max_samples is 'many', expected int"),
+    ({"adapter": 5}, "adapter is 5, expected AdapterConfig"),
+    ({"instructions": {"default": 5}}, "instructions are not all texts"),
   ],
 )
 def test_a_config_of_another_kind_is_refused(copy, change, message):
@@ -215,18 +253,39 @@ def test_a_config_of_another_kind_is_refused(copy, change, message):
     slm_jax.bundle.load(copy)
 
 
-def test_the_card_is_what_hubs_read(trained, bundle):
-  _, front, text = (bundle / CARD).read_text().split("---\n", 2)
-  front = yaml.safe_load(front)
-  assert front["library_name"] == "slm_jax"
-  assert front["base_model"] == [trained.model.speech_encoder, trained.model.language_model]
+def test_the_card_is_what_hubs_read(trained, bundle, tmp_path):
+  card = huggingface_hub.ModelCard.load(bundle / CARD)
+  assert card.data.library_name == "slm_jax" and card.data.eval_results is None
+  # A hub takes ids, and refuses paths.
+  bases = [trained.model.speech_encoder, trained.model.language_model]
+  assert card.data.base_model == [Path(base).name for base in bases]
   manifest = read_manifest(bundle)
-  assert manifest.language_model.fingerprint[:16] in text and "Patent" in text
+  assert manifest.language_model.fingerprint[:16] in card.text and "Patent" in card.text
+  scored = shutil.copytree(trained.model_dir, tmp_path / "scored")
+  (scored / "inference_eval").mkdir()
+  records = [
+    {"task": "asr", "step": step, "scores": {"slm": {"wer": {"value": 4.25 * step}}}}
+    for step in (1, 2)
+  ]
+  lines = "".join(f"{json.dumps(record)}\n" for record in records)
+  (scored / "inference_eval" / "asr-metrics.jsonl").write_text(lines)
+  folder = export_bundle(
+    trained.model, checkpoint_folder(scored), tmp_path / "bundle", max_samples=4000,
+    instructions={}, licence="Apache-2.0", base_models=["google/mt5-small"],
+  )  # fmt: skip
+  card = huggingface_hub.ModelCard.load(folder / CARD)
+  assert card.data.license == "apache-2.0" and card.data.base_model == ["google/mt5-small"]
+  [result] = card.data.eval_results
+  assert (result.dataset_name, result.metric_type, result.metric_value) == ("asr", "wer", 8.5)
+  assert "| asr | wer | 8.5 |" in card.text
 
 
 def test_a_folder_that_is_taken_is_left_alone(trained, bundle):
   before = {path.name: path.read_bytes() for path in bundle.iterdir()}
   checkpoint = checkpoint_folder(trained.model_dir)
+  for output in ("/dev/null/x", "/proc/x"):
+    with pytest.raises(UserError, match=f"--output={output} cannot be made"):
+      export_bundle(trained.model, checkpoint, output, max_samples=4000, instructions={})
   with pytest.raises(UserError, match="is not empty; choose another folder"):
     export_bundle(trained.model, checkpoint, bundle, max_samples=4000, instructions={})
   assert before == {path.name: path.read_bytes() for path in bundle.iterdir()}

@@ -17,14 +17,15 @@ import transformers
 
 import slm_jax.bundle
 from slm_jax.batch import Batch
+from slm_jax.bundle.checksums import SUMS, write_sums
 from slm_jax.bundle.merged import export_merged
 from slm_jax.bundle.savedmodel import export_savedmodel
 from slm_jax.bundle.stablehlo import ExportedShapes, export_stablehlo
-from slm_jax.bundle.towers import export_t5x, export_transformers
+from slm_jax.bundle.towers import export_t5x, export_transformers, has_transformers_class
 from slm_jax.bundle.writing import export_bundle
 from slm_jax.cli.main import main
 from slm_jax.errors import UserError
-from slm_jax.interop import load_language_model
+from slm_jax.interop import load_language_model, load_speech_encoder
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.training import parameters
@@ -115,6 +116,8 @@ def test_a_damaged_merged_folder_is_refused(run, tmp_path, change, message):
   folder = export_merged(*run, tmp_path / "merged", **GIVEN)
   record = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps(record | change))
+  (folder / SUMS).unlink()
+  write_sums(folder)
   with pytest.raises(UserError, match=message):
     slm_jax.bundle.load(folder)
 
@@ -124,10 +127,17 @@ def test_merged_weights_that_are_cut_or_missing_are_named(run, tmp_path):
   weights = safetensors.numpy.load_file(folder / "model.safetensors")
   content = (folder / "model.safetensors").read_bytes()
   (folder / "model.safetensors").write_bytes(content[:-100])
-  with pytest.raises(UserError, match="model.safetensors"):
+  with pytest.raises(UserError, match="model.safetensors is damaged"):
+    slm_jax.bundle.load(folder)
+  flipped = bytearray(content)
+  flipped[-100] ^= 4
+  (folder / "model.safetensors").write_bytes(flipped)
+  with pytest.raises(UserError, match="model.safetensors is damaged"):
     slm_jax.bundle.load(folder)
   del weights["adapter.projection.kernel"]
   safetensors.numpy.save_file(weights, folder / "model.safetensors")
+  (folder / SUMS).unlink()
+  write_sums(folder)
   with pytest.raises(UserError, match="adapter.projection.kernel"):
     slm_jax.bundle.load(folder)
 
@@ -199,12 +209,27 @@ def test_transformers_loads_the_towers_and_torch_gives_the_same_logits(run, load
     np.testing.assert_allclose(row[real], expected.numpy(), atol=1e-4)
 
 
-def test_an_encoder_that_transformers_has_no_class_for_is_refused(run, tiny_bases, tmp_path):
+def test_other_bases_than_trainings_are_refused(run, tiny_bases, tmp_path):
   recipe = dataclasses.replace(run[0], speech_encoder=tiny_bases["speech_encoder"])
-  with pytest.raises(UserError, match="no class in Transformers; export with --format=merged"):
-    export_transformers(recipe, run[1], tmp_path / "hf")
+  for export in (export_merged, export_t5x, export_transformers):
+    given = GIVEN if export is export_merged else {}
+    with pytest.raises(UserError, match="trained over another speech_encoder: its fingerprint"):
+      export(recipe, run[1], tmp_path / "x", **given)
   assert not list(tmp_path.iterdir())
-  for export in (export_merged, export_t5x):
+
+
+def test_an_encoder_that_transformers_has_no_class_for_is_copied(run, tiny_bases, tmp_path):
+  recipe = dataclasses.replace(run[0], speech_encoder=tiny_bases["speech_encoder"])
+  assert has_transformers_class(run[0]) and not has_transformers_class(recipe)
+  folder = export_transformers(
+    recipe, save_untrained(recipe, tmp_path / "run", DATASET), tmp_path / "hf"
+  )
+  load_speech_encoder(folder / "speech_encoder")
+  transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "language_model")
+
+
+def test_quantised_bases_are_refused(run, tmp_path):
+  for export in (export_merged, export_t5x, export_transformers):
     given = GIVEN if export is export_merged else {}
     with pytest.raises(UserError, match="frozen_dtype is int8"):
       export(dataclasses.replace(run[0], frozen_dtype="int8"), run[1], tmp_path / "x", **given)
@@ -230,8 +255,11 @@ def test_the_best_answers_and_their_scores(loaded):
   scores = [score for _, score in found]
   assert len(found) == 3 and scores == sorted(scores, reverse=True)
   assert found[0][0] == loaded.generate(NOISE, max_new_tokens=6, num_beams=3, batch_size=1)
+  assert loaded.n_best([NOISE, NOISE], n=3, max_new_tokens=6) == [found, found]
   with pytest.raises(UserError, match="n_best takes 8000"):
     loaded.n_best(np.ones(9000, np.int16), n=2)
+  with pytest.raises(UserError, match="n=3, num_beams=2"):
+    loaded.n_best(NOISE, n=3, num_beams=2)
 
 
 def test_shapes_of_programs_are_checked(capsys):

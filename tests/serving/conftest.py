@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from slm_jax.bundle.manifest import FILES, SUMS, WEIGHTS, sha256
+from slm_jax.bundle.checksums import SUMS, write_sums
+from slm_jax.bundle.manifest import WEIGHTS
 from slm_jax.bundle.writing import export_bundle
 from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
@@ -40,7 +41,8 @@ def bundles(tmp_path_factory, tiny_bases) -> dict[str, str]:
   weights = safetensors.numpy.load_file(two / WEIGHTS)
   shaken = {k: w + rng.normal(size=w.shape).astype(np.float32) for k, w in weights.items()}
   safetensors.numpy.save_file(shaken, two / WEIGHTS)
-  (two / SUMS).write_text("".join(f"{sha256(two / name)}  {name}\n" for name in FILES))
+  (two / SUMS).unlink()
+  write_sums(two)
   return {"one": str(one), "two": str(two)}
 
 

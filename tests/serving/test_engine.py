@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import slm_jax.bundle
+from slm_jax.bundle.checksums import SUMS, write_sums
 from slm_jax.bundle.loading import trained_parameters
-from slm_jax.bundle.manifest import CONFIG, FILES, SUMS, sha256
+from slm_jax.bundle.manifest import CONFIG
 from slm_jax.errors import UserError
 from slm_jax.evaluation.generation import prompt_ids
 from slm_jax.serving.bundles import load_bundles
@@ -105,7 +106,8 @@ def test_bundles_that_cannot_share_bases_are_refused(bundles, tmp_path):
     folder = shutil.copytree(bundles["two"], tmp_path / "two", dirs_exist_ok=True)
     record = json.loads((folder / CONFIG).read_text()) | fields
     (folder / CONFIG).write_text(json.dumps(record))
-    (folder / SUMS).write_text("".join(f"{sha256(folder / n)}  {n}\n" for n in FILES))
+    (folder / SUMS).unlink()
+    write_sums(folder)
     return {"one": bundles["one"], "two": str(folder)}
 
   with pytest.raises(UserError, match="'two' and 'one' differ in speech_first"):

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import os
 import queue
 import re
 import shutil
@@ -205,6 +206,10 @@ GOOD = wav(np.full(2000, 900, np.int16))
     (400, "2.5 s long", {"files": {"file": wav(np.ones(40_000, np.int16))}, "data": {"model": "one"}}),
     (413, "more than 200000 bytes",
      {"files": {"file": bytes(300_000)}, "data": {"model": "one"}}),
+    (400, "language is a file",
+     {"files": {"file": GOOD, "language": ("a", b"x")}, "data": {"model": "one"}}),
+    (400, "stream 'perhaps'",
+     {"files": {"file": GOOD}, "data": {"model": "one", "stream": "perhaps"}}),
     (401, "Bearer", {"files": {"file": GOOD}, "data": {"model": "one"}, "headers": headers("x")}),
   ],
 )  # fmt: skip
@@ -233,6 +238,10 @@ def test_wrong_forms_are_refused_with_a_reason(address, status, message, fields)
     ("n: one choice", {"model": "one", "messages": question(GOOD), "n": 3}),
     ("tools is not supported", {"model": "one", "messages": question(GOOD), "tools": []}),
     ("expected 1 or more", {"model": "one", "messages": question(GOOD), "max_tokens": 0}),
+    ("not JSON", b'{"model": "\\ud800"}'),
+    ("one user message", {"model": "one", "messages": [{"role": ["user"]}]}),
+    ("temperature 1000", {"model": "one", "messages": question(GOOD), "temperature": 10**400}),
+    ("stream 'perhaps'", {"model": "one", "messages": question(GOOD), "stream": "perhaps"}),
     ("more than the 16", {"model": "one", "messages": question(GOOD, "lisa " * 40)}),
   ],
 )  # fmt: skip
@@ -248,6 +257,9 @@ def test_the_clients_errors_are_openais(address, client):
   stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0)
   with pytest.raises(openai.AuthenticationError):
     stranger.models.list()
+  for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
+    answer = httpx.request(method, address + path, headers=headers())
+    assert answer.status_code == status and path in answer.json()["error"]["message"]
 
 
 def metric(address, name) -> float:
@@ -338,7 +350,8 @@ def test_the_page_in_a_browser(engine, expected, noises, tmp_path):
   """Asks without audio, about a file, and about what the (pretended) microphone hears."""
   browser = shutil.which("chromium") or shutil.which("google-chrome")
   if browser is None:
-    pytest.skip("no Chromium")
+    assert not os.environ.get("CI"), "no Chromium: .ci/run installs it"
+    pytest.skip("no Chromium: apt-get install chromium")
   app = make(engine)
 
   results: queue.Queue = queue.Queue()
