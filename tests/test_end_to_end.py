@@ -100,6 +100,19 @@ def test_a_run_is_exported_and_answers_as_a_bundle(run_dir, capsys):
   assert isinstance(text, str) and text
   assert main(["export", f"--checkpoint={run_dir / 'checkpoint_3'}", *asked]) == 2
   assert "no checkpoint_3" in capsys.readouterr().err
+  for kind in ("merged", "hf", "t5x"):
+    folder = run_dir.parent / kind
+    assert (
+      main(["export", f"--checkpoint={run_dir}", f"--output={folder}", f"--format={kind}"]) == 0
+    )
+    said = capsys.readouterr().err
+    assert f"checkpoint_4 as {kind} of" in said
+    assert ("Transformers has no class for this encoder" in said) == (kind == "hf")
+  merged = slm_jax.bundle.load(run_dir.parent / "merged")
+  answer = merged.generate(
+    "slm_jax/assets/mini/sample.wav", "Repeat the sentence.", max_new_tokens=8
+  )
+  assert answer == text
 
 
 def test_audio_that_is_altered_at_random_is_not_cached(run_dir, capsys):

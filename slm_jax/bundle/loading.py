@@ -275,10 +275,9 @@ def _samples(audio: Audio) -> np.ndarray:
   if isinstance(audio, str | Path):
     return read_audio(str(audio))
   pair = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
-  samples = np.asarray(pair[0])
-  if len(pair) != 2 or samples.dtype.kind not in "iuf" or not isinstance(pair[1], Real):
+  samples = np.asarray(pair[0]) if len(pair) == 2 else np.empty(0, object)
+  if samples.dtype.kind not in "iuf" or not isinstance(pair[1], Real):
     raise UserError(
       f"audio is {str(audio)[:80]!r}; expected a file's path, an array of samples at 16 kHz, or (samples, rate)"
     )
-  rate = int(pair[1])
-  return convert_samples(samples, rate, "audio")
+  return convert_samples(samples, int(pair[1]), "audio")

@@ -128,7 +128,10 @@ def load_merged(
     UserError: the folder is damaged, or its weights are not those of its config.
   """
   folder = Path(path)
-  check_sums(folder, [CONFIG_NAME, TOKENIZER_NAME])
+  read = [CONFIG_NAME, TOKENIZER_NAME]
+  for pattern in ("model*.safetensors*", f"{CTC_FOLDER}/*"):
+    read += [file.relative_to(folder).as_posix() for file in sorted(folder.glob(pattern))]
+  check_sums(folder, read)
   record = read_config(folder)
   if record.get("format") != FORMAT or record.get("format_version") != FORMAT_VERSION:
     raise UserError(

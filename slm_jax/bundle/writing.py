@@ -44,7 +44,7 @@ def export_bundle(
     base_models: the bases' ids on a model hub, for the card.
 
   Raises:
-    UserError: `output` is taken, or the recipe's bases are shapes without weights.
+    UserError: `output` is taken, or the recipe's bases are shapes without weights, or were trained as a whole.
   """
   output = Path(output)
   step = int(checkpoint.name.rpartition("_")[2])
@@ -83,7 +83,10 @@ def _base(recipe: AdapterRecipe, checkpoint: epath.Path, part: str) -> Base:
   dtype = recipe.frozen_dtype
   if part == "speech_encoder":
     dtype = recipe.frozen_speech_encoder_dtype or dtype
-  return Base(name=name, fingerprint=saved_info(checkpoint)["frozen"][part], dtype=dtype)
+  frozen = saved_info(checkpoint)["frozen"]
+  if part not in frozen:
+    raise UserError(f"{checkpoint} has trained the whole {part}: export it with --format=merged")
+  return Base(name=name, fingerprint=frozen[part], dtype=dtype)
 
 
 def _scores(model_dir: epath.Path, step: int) -> dict[str, dict[str, float]]:

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     )
   except ValueError as error:
     raise UserError(f"slm_jax serve: {error}") from error
-  listener = _bound(flags.host, flags.port)
+  listeners = _bound(flags.host, flags.port)
   loaded = load_bundles(
     _named(flags.bundle),
     speech_encoder=flags.speech_encoder,
@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
   )
   app = make_app(Answerer(engine, batcher, loaded.manifests), metrics, limits)
   guard = f"asking for the token of ${TOKEN_VARIABLE}" if limits.token else "open to anyone"
-  names, port = ", ".join(loaded.adapters.names), listener.getsockname()[1]
+  names, port = ", ".join(loaded.adapters.names), listeners[0].getsockname()[1]
   print(
     f"[slm_jax] {names} on http://{flags.host}:{port}/, {guard}; /healthz says when it has compiled",
     file=sys.stderr,
@@ -65,17 +65,21 @@ def run(argv: list[str]) -> int:
   )
   server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
   with contextlib.suppress(KeyboardInterrupt):
-    server.run(sockets=[listener])
+    server.run(sockets=listeners)
   return 0
 
 
-def _bound(host: str, port: int) -> socket.socket:
-  """A socket that has its address before models are loaded; it does not listen yet."""
+def _bound(host: str, port: int) -> list[socket.socket]:
+  """Sockets that have their addresses before models are loaded; they do not listen yet."""
+  found = []
   try:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind(address)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in dict.fromkeys(addresses):
+      found.append(socket.socket(family, kind, protocol))
+      found[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      if family == socket.AF_INET6:  # the same port of IPv4 is another address
+        found[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+      found[-1].bind(address)
   except (OSError, OverflowError) as error:
     raise UserError(
       f"slm_jax serve: cannot listen at --host={host} --port={port}: {error}"

@@ -129,7 +129,7 @@ def test_files_arrays_and_lists_are_answered(loaded, tmp_path):
     (np.zeros((400, 2), np.int16), "expected one axis of samples"),
     (b"RIFF", "expected a file's path, an array"),
     ((np.ones(400, np.int16), "16k"), "expected a file's path, an array"),
-    (np.zeros(0, np.int16), "zero samples"),
+    (np.zeros(0, np.int16), "holds no audio samples"),
     ("/gone.wav", "/gone.wav"),
   ],
 )

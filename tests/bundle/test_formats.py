@@ -134,6 +134,9 @@ def test_merged_weights_that_are_cut_or_missing_are_named(run, tmp_path):
   (folder / "model.safetensors").write_bytes(flipped)
   with pytest.raises(UserError, match="model.safetensors is damaged"):
     slm_jax.bundle.load(folder)
+  (folder / SUMS).write_text((folder / SUMS).read_text().replace("  model.", "  other."))
+  with pytest.raises(UserError, match="model.safetensors is not named in SHA256SUMS"):
+    slm_jax.bundle.load(folder)
   del weights["adapter.projection.kernel"]
   safetensors.numpy.save_file(weights, folder / "model.safetensors")
   (folder / SUMS).unlink()
