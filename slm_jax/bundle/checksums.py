@@ -54,9 +54,12 @@ def _read_sums(folder: Path) -> dict[str, str]:
     lines = path.read_text("utf-8").splitlines()
   except (OSError, ValueError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
-  matches = [_LINE.fullmatch(line) for line in lines]
-  if not all(matches):
-    raise UserError(
-      f"{path} is damaged: expected lines of a SHA-256 and the name of a file in the folder"
-    )
-  return {match[2]: match[1] for match in matches if match}
+  sums = {}
+  for line in lines:
+    match = _LINE.fullmatch(line)
+    if match is None:
+      raise UserError(
+        f"{path} is damaged: it has {line[:100]!r}, expected a SHA-256 and the name of a file in the folder"
+      )
+    sums[match[2]] = match[1]
+  return sums

@@ -1,6 +1,7 @@
 """A bundle over its bases, ready to answer."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from numbers import Real
@@ -280,4 +281,5 @@ def _samples(audio: Audio) -> np.ndarray:
     raise UserError(
       f"audio is {str(audio)[:80]!r}; expected a file's path, an array of samples at 16 kHz, or (samples, rate)"
     )
-  return convert_samples(samples, int(pair[1]), "audio")
+  rate = int(pair[1]) if math.isfinite(pair[1]) else 0
+  return convert_samples(samples, rate, "audio")

@@ -74,8 +74,9 @@ class Manifest:
       raise ValueError(
         f"format_version is {self.format_version}, this version of slm_jax reads {FORMAT_VERSION}"
       )
-    if not all(isinstance(text, str) for text in self.instructions.values()):
-      raise ValueError("instructions are not all texts")
+    texts = self.instructions.values() if isinstance(self.instructions, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+      raise ValueError(f"instructions are {self.instructions!r:.100}, expected texts by name")
     if self.max_samples < 1:
       raise ValueError(f"max_samples is {self.max_samples}, expected at least 1")
 

@@ -19,7 +19,7 @@ def config_from_record(cls: type[Any], record: Mapping[str, Any]) -> Any:
     nested = next((k for k in (hint, *get_args(hint)) if dataclasses.is_dataclass(k)), None)
     if isinstance(value, Mapping) and nested is not None:
       values[name] = config_from_record(nested, value)  # pyright: ignore[reportArgumentType]
-    elif nested is hint is not None or not isinstance(value, _SCALARS.get(hint, object)):
+    elif nested is hint is not None or type(value) not in _SCALARS.get(hint, (type(value),)):
       raise TypeError(f"{name} is {value!r:.50}, expected {getattr(hint, '__name__', hint)}")
     elif isinstance(value, list):
       values[name] = tuple(value)

@@ -43,6 +43,9 @@ class AdapterConfig:
       raise ValueError(f"head_dim={self.head_dim}: rotary positions need an even width")
     if self.num_layers < 0:
       raise ValueError(f"num_layers={self.num_layers}: expected 0 (projection only) or more")
+    for name in ("num_heads", "head_dim", "mlp_dim") if self.num_layers else ():
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -89,6 +89,8 @@ def read_chat(body: bytes, *, max_seconds: float) -> AudioRequest:
   _check_fields(record, _CHAT_FIELDS)
   if record.get("n", 1) not in (1, None):
     raise BadRequest("n: one choice is what this server gives", param="n")
+  if record.get("modalities") not in (None, ["text"]):
+    raise BadRequest("modalities: this server answers in text", param="modalities")
   texts, audio = _messages(record.get("messages"))
   limits = [record.get(name) for name in ("max_completion_tokens", "max_tokens")]
   limit = next((value for value in limits if value is not None), None)

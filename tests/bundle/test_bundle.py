@@ -242,7 +242,9 @@ def test_an_implausible_header_is_refused(copy):
     ({"max_samples": 0}, "expected at least 1"),
     ({"max_samples": "many"}, "max_samples is 'many', expected int"),
     ({"adapter": 5}, "adapter is 5, expected AdapterConfig"),
-    ({"instructions": {"default": 5}}, "instructions are not all texts"),
+    ({"max_samples": True}, "max_samples is True, expected int"),
+    ({"instructions": {"default": 5}}, "expected texts by name"),
+    ({"instructions": ["default"]}, "expected texts by name"),
   ],
 )
 def test_a_config_of_another_kind_is_refused(copy, change, message):

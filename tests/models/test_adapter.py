@@ -175,3 +175,5 @@ def test_ctc_embeddings_without_a_ctc_head_are_refused():
 def test_odd_head_width_is_refused():
   with pytest.raises(ValueError, match="head_dim=7"):
     dataclasses.replace(CONFIG, head_dim=7)
+  with pytest.raises(ValueError, match="num_heads=0"):
+    dataclasses.replace(CONFIG, num_heads=0)

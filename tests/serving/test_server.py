@@ -235,6 +235,7 @@ def test_wrong_forms_are_refused_with_a_reason(address, status, message, fields)
       {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "é"}}]}]}),
     ("of type 'image_url'", {"model": "one", "messages": [
       {"role": "user", "content": [{"type": "image_url"}]}]}),
+    ("modalities: ", {"model": "one", "messages": question(GOOD), "modalities": ["text", "audio"]}),
     ("n: one choice", {"model": "one", "messages": question(GOOD), "n": 3}),
     ("tools is not supported", {"model": "one", "messages": question(GOOD), "tools": []}),
     ("expected 1 or more", {"model": "one", "messages": question(GOOD), "max_tokens": 0}),
