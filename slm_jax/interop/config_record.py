@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 # Type of a field → what JSON may hold for it.
-_SCALARS = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+_SCALARS: dict[Any, tuple[type, ...]] = {
+  bool: (bool,),
+  int: (int,),
+  float: (int, float),
+  str: (str,),
+}
 
 
 def config_from_record(cls: type[Any], record: Mapping[str, Any]) -> Any:
