@@ -159,7 +159,7 @@ def f1(
 def joint_goal_accuracy(
   references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
 ) -> Score:
-  """Percent of dialogue states in which every slot has its value and no other has one; see `statistics.dialogue_state`."""
+  """Percent of dialogue states in which every slot has its value and no other has one: `statistics.dialogue_state`."""
   return _score("jga", references, hypotheses, languages)
 
 
