@@ -12,9 +12,8 @@ Six systems answer the same examples:
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,44 +22,18 @@ from slm_jax.evaluation import task_scores
 from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.generation import (
   GenerationSettings,
-  Hypothesis,
   SpeechModel,
-  answer_texts,
-  hypothesise,
   padded_length,
   prompt_ids,
-  transcribe_with_ctc,
 )
+from slm_jax.evaluation.kept_texts import KeptTexts
+from slm_jax.evaluation.listening import Listening, listening
+from slm_jax.evaluation.provenance import examples_digest
 from slm_jax.evaluation.scores import Score
-from slm_jax.evaluation.task_scores import KIND_METRICS, SPOKEN_KINDS, TASK_KINDS
+from slm_jax.evaluation.system_answers import SpeechExample, SystemAnswers
+from slm_jax.evaluation.task_scores import KIND_METRICS, TASK_KINDS
 
 SYSTEMS = ("slm", "ctc", "cascade", "oracle", "shuffled", "silenced")
-
-
-class SpeechExample(Protocol):
-  """What an example must offer; any object with these attributes serves.
-
-  `names`, the biasing words of the example, may be left out.
-  """
-
-  @property
-  def id(self) -> str: ...
-  @property
-  def task(self) -> str: ...
-  @property
-  def audio(self) -> np.ndarray: ...  # int16 [S] at 16 kHz
-  @property
-  def transcript(self) -> str: ...
-  @property
-  def instruction(self) -> str: ...
-  @property
-  def target(self) -> str: ...
-  @property
-  def language(self) -> str: ...
-  @property
-  def target_language(self) -> str: ...
-  @property
-  def voice(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +64,7 @@ class TaskEvaluation:
       examples offer no other audio (one example, or one sentence spoken more than half the time).
     rates: system → rate of `behaviour` → Score.
     agreement: metric → Score of the SLM's texts with the oracle's as references; empty without an oracle.
+    listening: the verdict; None where there is no shuffled audio.
     seconds: system → wall time, compilation included, of what was not kept from an earlier attempt.
     first_batch_seconds: the SLM's first batch, which holds its compilation.
   """
@@ -104,6 +78,7 @@ class TaskEvaluation:
   first_batch_seconds: float
   rates: Mapping[str, Mapping[str, Score]] = dataclasses.field(default_factory=dict)
   agreement: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+  listening: Listening | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +99,7 @@ def evaluate(
   normaliser: str = "basic-1",
   resampling: Resampling | None = None,
   shuffle_seed: int = 0,
+  kept: KeptTexts | None = None,
   on_progress: Callable[[str, str, int, int], None] | None = None,
 ) -> EvaluationResult:
   """Runs every system on every task of `examples` and scores them.
@@ -137,6 +113,7 @@ def evaluate(
     normaliser: key of `normalisers.NORMALISERS`.
     resampling: of the scores' intervals; None: scores have none.
     shuffle_seed: of the wrong audio.
+    kept: texts of an earlier attempt, which are not asked for again.
     on_progress: called with (task, system, done, total) after each text.
 
   Raises:
@@ -160,9 +137,17 @@ def evaluate(
   tasks = []
   for task, rows in by_task.items():
     kind = kinds.get(task, "answer")
-    answers = _Answers(
+    answers = SystemAnswers(
       model, task, kind, rows, settings, prompt_length, on_progress or (lambda *_: None)
     )
+    if kept is not None:
+      facts = {
+        "examples": examples_digest(rows),
+        "settings": dataclasses.asdict(settings),
+        "max_samples": model.max_samples,
+        "shuffle_seed": shuffle_seed,
+      }
+      answers.keep(kept, facts)
     others = derangement([e.transcript for e in rows], shuffle_seed)
     for system in SYSTEMS:
       if system in systems:
@@ -201,87 +186,8 @@ def derangement(keys: Sequence[Hashable], seed: int) -> list[int] | None:
   return result
 
 
-class _Answers:
-  """Every system's texts of one task."""
-
-  def __init__(
-    self,
-    model: SpeechModel,
-    task: str,
-    kind: str,
-    examples: Sequence[SpeechExample],
-    settings: GenerationSettings,
-    prompt_length: int,
-    on_progress: Callable[[str, str, int, int], None],
-  ):
-    self.task, self.kind, self.examples = task, kind, examples
-    self.texts: dict[str, list[str]] = {}
-    self.seconds: dict[str, float] = {}
-    self.first_batch_seconds = 0.0
-    self.own_scores: list[float] = []
-    self._model, self._settings, self._prompt_length = model, settings, prompt_length
-    self._on_progress = on_progress
-    self._heard: list[str] | None = None
-
-  def add(self, system: str, others: Sequence[int] | None) -> None:
-    """Lets a system answer, where it can; `others`: whose audio a shuffled one hears."""
-    examples = self.examples
-    if system == "slm":
-      self._collect(system, self._listened([e.audio for e in examples]))
-    elif system == "ctc" and self.kind in SPOKEN_KINDS and self._model.has_ctc:
-      self._collect(system, self._transcribed())
-      self._heard = self.texts[system]
-    elif system == "cascade" and self._model.has_ctc:
-      begin = time.perf_counter()
-      heard = self._heard if self._heard is not None else [t for t, _ in self._transcribed()]
-      self._collect(system, self._read(heard), begin)
-    elif system == "oracle":
-      self._collect(system, self._read([e.transcript for e in examples]))
-    elif system == "shuffled" and others is not None:
-      self._collect(system, self._listened([examples[i].audio for i in others]))
-    elif system == "silenced":
-      self._collect(system, self._listened([np.zeros_like(e.audio) for e in examples]))
-
-  def _collect(
-    self, system: str, answers: Iterable[tuple[str, float]], begin: float | None = None
-  ) -> None:
-    begin = time.perf_counter() if begin is None else begin
-    texts: list[str] = []
-    for text, score in answers:
-      if system == "slm":
-        self.first_batch_seconds = self.first_batch_seconds or time.perf_counter() - begin
-        self.own_scores.append(score)
-      texts.append(text)
-      self._on_progress(self.task, system, len(texts), len(self.examples))
-    self.texts[system] = texts
-    self.seconds[system] = time.perf_counter() - begin
-
-  def _listened(self, recordings: Sequence[np.ndarray]) -> Iterator[tuple[str, float]]:
-    requests = (
-      (audio, example.instruction) for audio, example in zip(recordings, self.examples, strict=True)
-    )
-    found = hypothesise(self._model, requests, self._settings, prompt_length=self._prompt_length)
-    return _with_scores(found)
-
-  def _transcribed(self) -> Iterator[tuple[str, float]]:
-    recordings = (example.audio for example in self.examples)
-    return _with_scores(transcribe_with_ctc(self._model, recordings, self._settings.batch_size))
-
-  def _read(self, transcripts: Sequence[str]) -> Iterator[tuple[str, float]]:
-    requests = [
-      (transcript, example.instruction)
-      for transcript, example in zip(transcripts, self.examples, strict=True)
-    ]
-    for text in answer_texts(self._model, requests, self._settings):
-      yield text, float("nan")
-
-
-def _with_scores(found: Iterable[Hypothesis]) -> Iterator[tuple[str, float]]:
-  return ((hypothesis.text, hypothesis.score) for hypothesis in found)
-
-
 def _evaluated(
-  answers: _Answers,
+  answers: SystemAnswers,
   others: Sequence[int] | None,
   normaliser: str,
   resampling: Resampling | None,
@@ -322,8 +228,8 @@ def scored(
   predictions: Sequence[Prediction],
   normaliser: str,
   resampling: Resampling | None,
-) -> dict[str, dict]:
-  """The scores of texts that are there: a `TaskEvaluation`'s `scores`, `rates` and `agreement`."""
+) -> dict[str, Any]:
+  """What texts that are there are worth: a `TaskEvaluation`'s `scores`, `rates`, `agreement` and `listening`."""
   texts = {
     system: [prediction.texts[system] for prediction in predictions]
     for system in predictions[0].texts
@@ -349,4 +255,14 @@ def scored(
     )
     if "oracle" in texts
     else {},
+    "listening": listening(
+      kind,
+      predictions,
+      texts["slm"],
+      texts["shuffled"],
+      normaliser=normaliser,
+      resampling=resampling or Resampling(),
+    )
+    if "shuffled" in texts
+    else None,
   }

@@ -165,6 +165,18 @@ def test_wrong_audio_changes_nothing_for_a_model_that_is_deaf():
   assert scores["slm"]["wer"].value == scores["shuffled"]["wer"].value
 
 
+def test_the_verdict_flags_a_model_that_does_not_listen(result):
+  for task in result.tasks:
+    verdict = task.listening
+    assert verdict.listens and verdict.gain > 0 and verdict.metric == KIND_METRICS[task.kind][0]
+    assert verdict.slm == task.scores["slm"][verdict.metric].value
+  examples = [*_examples("repeat", 6), *_examples("translate", 6), *_examples("question", 6)]
+  for task in runner.evaluate(FakeSpeechModel(listens=False), examples, SETTINGS).tasks:
+    assert not task.listening.listens and task.listening.gain == 0.0
+  lonely = runner.evaluate(FakeSpeechModel(), _examples("repeat", 1), SETTINGS)
+  assert lonely.tasks[0].listening is None
+
+
 def test_all_tasks_share_one_shape():
   model = FakeSpeechModel()
   runner.evaluate(model, _examples("repeat", 7) + _examples("translate", 4), SETTINGS)
