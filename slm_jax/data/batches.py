@@ -323,6 +323,7 @@ class EvalExamples:
   Attributes:
     skipped: examples left out of the last iteration because their audio was longer than
       `max_samples`.
+    facts: version of the data, JSON-ready: the split, its number of examples, and a digest of the cache.
   """
 
   def __init__(
@@ -346,6 +347,7 @@ class EvalExamples:
     self._max_examples = max_examples
     self._use_cached = use_cached
     self.skipped = 0
+    self.facts = {"split": split, **_contents(self._task, split, use_cached)[self._task.name]}
 
   def __iter__(self) -> Iterator[SpeechExample]:
     self.skipped = 0

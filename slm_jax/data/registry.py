@@ -109,6 +109,12 @@ def task_kinds(names: Iterable[str]) -> dict[str, str]:
   return {t.name: t.kind for t in tasks if isinstance(t, SpeechTask) and t.kind}
 
 
+def subtasks(names: Iterable[str]) -> list[str]:
+  """The tasks of tasks and mixtures, each once, in order."""
+  tasks = [task for name in names for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
+  return list(dict.fromkeys(task.name for task in tasks))
+
+
 def fill_caches(name: str, *, num_processes: int) -> dict[str, dict[str, int]]:
   """Makes the offline caches that `name` lacks; finished shards of an interrupted run are kept.
 

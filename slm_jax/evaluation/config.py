@@ -22,8 +22,9 @@ class EvalConfig:
   split: str = "validation"
   # Examples scored per task; None scores the whole split.
   num_examples: int | None = None
-  # Checkpoint to score: None takes the newest in MODEL_DIR, "best" the one of least held-out loss.
-  step: int | str | None = None
+  # Checkpoint to score: None takes the newest in MODEL_DIR, "best" the one of least held-out loss; several
+  # steps, or "all", one after the other.
+  step: int | str | tuple[int, ...] | None = None
   num_beams: int = 1
   # Task -> key of `task_scores.KIND_METRICS`; tasks not named here are scored as "answer".
   task_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -46,6 +47,8 @@ class EvalConfig:
       raise ValueError(
         f"batch_size={self.batch_size}, num_beams={self.num_beams}: expected at least 1"
       )
+    if self.step == () or isinstance(self.step, str) and self.step not in ("all", "best"):
+      raise ValueError(f'step={self.step!r}: expected a step, several, "all", "best" or None')
     check_systems(self.systems)
     normaliser_of(self.normaliser)
     assert self.resampling  # raises for numbers that are none

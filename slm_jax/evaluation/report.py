@@ -15,37 +15,17 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from etils import epath
 
 from slm_jax.audio.files import SAMPLE_RATE
+from slm_jax.evaluation.html_page import write_page
 from slm_jax.evaluation.loss_curve import loss_curve_svg
 from slm_jax.evaluation.normalisers import normalise_basic
-from slm_jax.evaluation.report_style import STYLE
 from slm_jax.evaluation.runner import Prediction, TaskEvaluation
-from slm_jax.evaluation.task_scores import KIND_METRICS
+from slm_jax.evaluation.score_names import SYSTEM_NAMES
+from slm_jax.evaluation.score_sections import findings, tables
 
 _AUDIO_BUDGET = 4_000_000  # characters of base64, to keep the page below 5 MB
 _MAX_PLAYED_SECONDS = 600  # longer audio exceeds the budget even as MP3: not worth encoding
-
-_SYSTEM_NAMES = {
-  "slm": "SLM (speech + instruction)",
-  "ctc": "Speech encoder's own CTC",
-  "cascade": "Cascade (CTC text into the LM)",
-  "oracle": "Text oracle (LM + correct transcript)",
-  "shuffled": "SLM on another recording",
-  "silenced": "SLM on silence",
-}
-_METRIC_NAMES = {
-  "wer": "WER",
-  "cer": "CER",
-  "bleu": "BLEU",
-  "chrf": "chrF",
-  "exact": "Exact",
-  "f1": "F1",
-  "b_wer": "B-WER",
-  "u_wer": "U-WER",
-  "jga": "JGA",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,26 +105,13 @@ def write_report(
   players = _players([s.audio for s in samples] + [d.audio for d in demos])
   parts = [
     _header(summary, train_log),
-    _findings(evaluations),
+    findings(evaluations),
     _demos(demos, players[len(samples) :]),
-    _tables(evaluations),
+    tables(evaluations),
     _curve(train_log),
     _samples(samples, players[: len(samples)]),
   ]
-  page = (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{escape(summary.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-    f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
-  )
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    partial.write_bytes(page.encode("utf-8", errors="replace"))
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_page(path, summary.title, parts)
 
 
 def _header(summary: RunSummary, train_log: Sequence[Mapping[str, Any]]) -> str:
@@ -172,95 +139,6 @@ def _header(summary: RunSummary, train_log: Sequence[Mapping[str, Any]]) -> str:
     '<p class="soft">A trained adapter between a frozen speech encoder and a frozen language'
     f' model.</p></header>\n<section class="stats">{cards}</section>\n'
   )
-
-
-def _findings(evaluations: Sequence[TaskEvaluation]) -> str:
-  """The run's claims, each as a sentence with its numbers and whether it holds."""
-  lines = []
-  for task in evaluations:
-    metric = KIND_METRICS[task.kind][0]
-    values = {system: scores[metric].value for system, scores in task.scores.items()}
-    name, label = escape(task.task), _METRIC_NAMES[metric]
-    slm = values["slm"]
-    if "ctc" in values:
-      lines.append(
-        (
-          slm <= values["ctc"],
-          f"{name}: {label} {slm:.1f} against {values['ctc']:.1f} of the speech encoder's CTC",
-        )
-      )
-    elif "oracle" in values and values["oracle"]:
-      percent = 100 * slm / values["oracle"]
-      lines.append(
-        (
-          percent >= 90,
-          f"{name}: {label} {slm:.1f}, {percent:.1f} % of the text oracle's {values['oracle']:.1f}",
-        )
-      )
-    if "shuffled" in values:
-      wrong = values["shuffled"]
-      # Collapse is a matter of degree; half the score (or twice the errors and 20 more) is far
-      # beyond the noise of a hundred examples.
-      listens = wrong > 2 * slm + 20 if metric == "wer" else wrong < slm / 2
-      lines.append((listens, f"{name}, is it listening? {label} {wrong:.1f} on another recording"))
-  if not lines:
-    return ""
-  items = "".join(
-    f'<li><span class="badge {"good" if good else "bad"}">{"holds" if good else "does not hold"}'
-    f"</span><span>{text}</span></li>"
-    for good, text in lines
-  )
-  return f'<h2>Findings</h2>\n<section class="card"><ul class="findings">{items}</ul></section>\n'
-
-
-def _tables(evaluations: Sequence[TaskEvaluation]) -> str:
-  if not evaluations:
-    return ""
-  tables = "".join(_table(task) for task in evaluations)
-  return f'<h2>Scores</h2>\n<section class="tables">{tables}</section>\n'
-
-
-def _table(task: TaskEvaluation) -> str:
-  """Systems by metrics, then the first metric by language."""
-  slm = task.scores["slm"]
-  first = next(iter(slm.values()))
-  languages = list(first.per_language) if len(first.per_language) > 1 else []
-  heads = "".join(f"<th>{_METRIC_NAMES[name]}</th>" for name in slm)
-  heads += "".join(
-    f"<th{_rule(i)}>{_METRIC_NAMES[first.metric]} {escape(language)}</th>"
-    for i, language in enumerate(languages)
-  )
-  rows = "".join(
-    f"<tr{' class=main' if system == 'slm' else ''}><td>{_SYSTEM_NAMES[system]}</td>"
-    + "".join(f"<td>{score.value:.1f}</td>" for score in scores.values())
-    + "".join(
-      f"<td{_rule(i)}>{scores[first.metric].per_language[language]:.1f}</td>"
-      for i, language in enumerate(languages)
-    )
-    + "</tr>"
-    for system, scores in task.scores.items()
-  )
-  speed = task.audio_seconds / task.seconds["slm"] if task.seconds["slm"] else 0.0
-  return (
-    f'<div class="card"><h3>{escape(task.task)}</h3><div class="scroll"><table><thead><tr>'
-    f"<th>{len(task.predictions)} examples, percent</th>{heads}</tr></thead><tbody>{rows}</tbody>"
-    f'</table></div><p class="small soft">{escape(_method(slm.values()))} SLM:'
-    f" {task.audio_seconds:.0f} s of audio in {task.seconds['slm']:.1f} s ({speed:.1f}× real time),"
-    " compilation included.</p></div>"
-  )
-
-
-def _rule(column: int) -> str:
-  return ' class="rule"' if column == 0 else ""
-
-
-def _method(scores: Any) -> str:
-  """What a reader needs to compare the numbers: normalisers and signatures."""
-  texts = []
-  for score in scores:
-    name = _METRIC_NAMES[score.metric]
-    texts.append(f"{name}: {score.signature or f'normaliser {score.normaliser}'}.")
-  return " ".join(texts)
 
 
 def _curve(train_log: Sequence[Mapping[str, Any]]) -> str:
@@ -294,7 +172,7 @@ def _sample(sample: ReportSample, player: str) -> str:
   )
   verdict = "correct" if same else "differs"
   others = "".join(
-    f"<dt>{_SYSTEM_NAMES[system]}</dt><dd>{escape(text) or '(empty)'}</dd>"
+    f"<dt>{SYSTEM_NAMES[system]}</dt><dd>{escape(text) or '(empty)'}</dd>"
     for system, text in sample.texts.items()
     if system != "slm"
   )

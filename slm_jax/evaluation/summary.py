@@ -1,5 +1,6 @@
 """An evaluation for people: a table on the terminal and the HTML report of the run."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from slm_jax.audio.files import read_audio
 from slm_jax.errors import UserError
 from slm_jax.evaluation.report import ReportDemo, ReportSample, RunSummary, write_report
 from slm_jax.evaluation.runner import SYSTEMS, EvaluationResult, SpeechExample
+from slm_jax.evaluation.score_summary import listening_text
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.paths import run_folder
 from slm_jax.training import parameters
@@ -20,17 +22,24 @@ from slm_jax.training.scalars import read_scalars
 SAMPLES_PER_TASK = 6
 
 
-def print_scores(result: EvaluationResult) -> None:
-  """One row a task and metric, one column a system; percent."""
-  table = Table(title="scores, percent")
-  for column in ("task", "n", "metric", *SYSTEMS):
+def print_scores(result: EvaluationResult, name: str) -> None:
+  """One row a task and metric, one column a system, and the model's interval; percent. Then who does not listen."""
+  systems = [system for system in SYSTEMS if any(system in task.scores for task in result.tasks)]
+  table = Table(title=f"{name}: scores, percent")
+  for column in ("task", "n", "metric", *systems, "slm, 95 %"):
     table.add_column(column, justify="left" if column in ("task", "metric") else "right")
   for task in result.tasks:
-    for metric in task.scores["slm"]:
-      values = [task.scores.get(system, {}).get(metric) for system in SYSTEMS]
+    for metric, score in task.scores["slm"].items():
+      values = [task.scores.get(system, {}).get(metric) for system in systems]
       cells = ["" if value is None else f"{value.value:.1f}" for value in values]
-      table.add_row(task.task, str(len(task.predictions)), metric, *cells)
-  Console().print(table)
+      interval = "" if score.interval is None else "{:.1f} to {:.1f}".format(*score.interval)
+      table.add_row(task.task, str(len(task.predictions)), metric, *cells, interval)
+  console = Console()
+  console.print(table)
+  for task in result.tasks:
+    if task.listening is not None and not task.listening.listens:
+      found = listening_text(dataclasses.asdict(task.listening)).replace("*", "")
+      console.print(f"{task.task}: {found}", style="bold red", markup=False, highlight=False)
 
 
 def report_run(

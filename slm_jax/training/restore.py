@@ -27,12 +27,8 @@ PREFIX = "checkpoint_"
 BEST = "best"
 
 
-def checkpoint_folder(model_dir: str | epath.PathLike, step: int | str | None = None) -> epath.Path:
-  """The checkpoint of `step`, the newest (None), or the one of least held-out loss (`BEST`).
-
-  Raises:
-    UserError: there is none such; the message lists what is there.
-  """
+def checkpoint_folders(model_dir: str | epath.PathLike) -> dict[int, epath.Path]:
+  """Step → finished checkpoint, by step. Raises UserError if there is none."""
   folders = {
     int(path.name.removeprefix(PREFIX)): path
     for path in run_folder(model_dir).glob(f"{PREFIX}*")
@@ -42,6 +38,16 @@ def checkpoint_folder(model_dir: str | epath.PathLike, step: int | str | None = 
     raise UserError(
       f"MODEL_DIR={str(model_dir)!r} holds no checkpoint_<step>; train first or point to a run"
     )
+  return dict(sorted(folders.items()))
+
+
+def checkpoint_folder(model_dir: str | epath.PathLike, step: int | str | None = None) -> epath.Path:
+  """The checkpoint of `step`, the newest (None), or the one of least held-out loss (`BEST`).
+
+  Raises:
+    UserError: there is none such; the message lists what is there.
+  """
+  folders = checkpoint_folders(model_dir)
   if step is None:
     return folders[max(folders)]
   if step == BEST:

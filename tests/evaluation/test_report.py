@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax.evaluation import report, runner
+from slm_jax.evaluation import report, runner, score_sections
 from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.loss_curve import loss_curve_svg
 from slm_jax.evaluation.report import ReportDemo, ReportSample, RunSummary
@@ -167,16 +167,23 @@ def test_text_is_escaped_everywhere(tmp_path):
   _Balance(page)
 
 
-def test_findings_follow_the_numbers(tmp_path):
-  page = _page(tmp_path)
-  findings = re.findall(r'<span class="badge (?:good|bad)">([^<]+)</span><span>([^<]+)', page)
-  assert [(verdict, text.split(":")[0]) for verdict, text in findings] == [
-    ("holds", "asr_a"),
-    ("holds", "asr_a, is it listening? WER 100.0 on another recording"),
-    ("does not hold", "ast_a"),
-    ("does not hold", "ast_a, is it listening? BLEU 100.0 on another recording"),
-    ("holds", "question_a"),
+def test_findings_follow_the_numbers():
+  text = score_sections.findings(_evaluations())
+  findings = re.findall(r'<span class="badge (?:good|bad)">([^<]+)</span><span>([^<]+)', text)
+  assert [(verdict, text.split(" (95 %")[0]) for verdict, text in findings] == [
+    ("holds", "asr_a: WER 0.0 against 20.0 of the speech encoder's CTC"),
+    ("holds", "asr_a, is it listening? WER 100.0 on another recording, 100.0 worse"),
+    ("does not hold", "ast_a: BLEU 77.9, 77.9 % of the text oracle's 100.0"),
+    ("does not hold", "ast_a, is it listening? BLEU 100.0 on another recording, \u221222.1 worse"),
+    ("holds", "question_a: Exact 100.0, 100.0 % of the text oracle's 100.0"),
   ]
+
+
+def test_scores_are_plotted_with_intervals_rates_and_agreement(tmp_path):
+  page = _page(tmp_path, samples=[], demos=[], train_log=[])
+  assert page.count('aria-label="WER with 95 % intervals"') == 1
+  assert page.count("<svg") == 3 and page.count("Behaviour, percent") == 3
+  assert 'title="95 %: ' in page and "against the text oracle" in page
 
 
 def test_words_that_differ_are_marked(tmp_path):
@@ -198,16 +205,16 @@ def test_the_audio_stays_in_its_budget_and_the_page_says_what_it_left_out(tmp_pa
     reference="r",
     texts={"slm": "r"},
   )
-  page = _page(tmp_path, samples=[sample] * 2)
+  page = _page(tmp_path, samples=[sample] * 2, evaluations=[])
   assert page.count("data:audio/flac") == 2
-  page = _page(tmp_path, samples=[sample] * 4)  # as FLAC 160,000
+  page = _page(tmp_path, samples=[sample] * 4, evaluations=[])  # as FLAC 160,000
   assert page.count("data:audio/mpeg") == 4
   assert sum(map(len, re.findall(r"base64,([^\"]+)", page))) < 100_000
   hour = dataclasses.replace(sample, audio=np.zeros(3600 * 16_000, np.int16))
-  page = _page(tmp_path, samples=[hour, sample])
+  page = _page(tmp_path, samples=[hour, sample], evaluations=[])
   assert "3600.0 s of audio left out" in page and page.count("<audio controls") == 1
   monkeypatch.setattr(report, "_AUDIO_BUDGET", 10_000)
-  page = _page(tmp_path, samples=[sample] * 4)
+  page = _page(tmp_path, samples=[sample] * 4, evaluations=[])
   assert page.count("1.0 s of audio left out") + page.count("<audio controls") == 4
   assert page.count("<audio controls") == 1
 

@@ -256,7 +256,7 @@ def _lines(path):
 
 def test_predictions_and_metrics_are_written(tmp_path, result):
   written = writer.write_evaluation(result, tmp_path, 1200)
-  assert len(written) == 6
+  assert [path.name for path in written[-2:]] == ["eval.json", "eval.md"] and len(written) == 8
   lines = _lines(tmp_path / "inference_eval" / "translate-1200.jsonl")
   assert len(lines) == 4
   assert lines[0]["inputs"]["instruction"] == ":translate"
