@@ -50,6 +50,7 @@ setup(
     "tensorflow-datasets>=4.9.7",
     "tensorstore>=0.1.71",
     "tokenizers>=0.21",
+    "whisper-normalizer>=0.1.12",
   ],
   extras_require={
     # MP4 audio. The wheel's FFmpeg brings x264 and x265, which are GPL-2; only audio decoding is used.

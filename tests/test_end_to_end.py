@@ -15,6 +15,10 @@ import soundfile
 
 import slm_jax.bundle
 from slm_jax.cli.main import main
+from slm_jax.data.batches import EvalExamples
+from slm_jax.evaluation.generation import GenerationSettings
+from slm_jax.evaluation.runner import evaluate
+from slm_jax.evaluation.writer import read_metrics, read_predictions
 from slm_jax.interop import load_language_model
 from slm_jax.training.recipes import resolve_path
 from slm_jax.training.scalars import read_scalars
@@ -139,6 +143,55 @@ def test_eval_scores_every_system_and_writes_a_report(evaluated):
   assert len(predictions) == 5 and "prediction" in json.loads(predictions[0])
   page = (run_dir / "report.html").read_text()
   assert "<audio" in page and "tiny_ast" in page
+
+
+def test_bundles_are_scored_side_by_side_with_identical_texts_on_one_device_and_eight(
+  evaluated, tmp_path, capsys
+):
+  run_dir, bundle = evaluated, tmp_path / "bundle"
+  assert main(["export", f"--checkpoint={run_dir}", f"--output={bundle}"]) == 0
+  scores = tmp_path / "scores"
+  chosen = ["--gin.EVAL_TASKS=('tiny_slm',)", "--gin.eval.systems=('slm',)"]
+  chosen += [f"--gin.MODEL_DIR='{scores}'", f"--bundle=one={bundle}", f"--bundle=two={bundle}"]
+  assert main(["eval", *GIN, *chosen]) == 0
+
+  def texts(folder):
+    found = read_predictions(folder, "tiny_asr", 4) + read_predictions(folder, "tiny_ast", 4)
+    return [prediction.texts["slm"] for prediction in found]
+
+  one, two = (texts(scores / "bundles" / name) for name in ("one", "two"))
+  assert one == two == texts(run_dir) and len(one) == 10
+  compared = json.loads((scores / "comparison.json").read_text())["tasks"]
+  assert compared["tiny_ast"]["bleu"][1]["difference"]["interval"] == [0.0, 0.0]
+  assert not list(scores.rglob(".kept*"))
+  line = read_metrics(scores / "bundles" / "one")[0]
+  assert line["provenance"]["model"]["adapter (fingerprint)"]
+  assert line["provenance"]["data"]["cache"] and line["provenance"]["data"]["scored"] == 5
+  # The above had a mesh of eight devices.
+  examples = list(EvalExamples("tiny_asr", max_samples=64_000))
+  settings = GenerationSettings(batch_size=4, num_beams=4, max_new_tokens=28)
+  alone = evaluate(slm_jax.bundle.load(bundle).model, examples, settings, systems=("slm",))
+  assert [prediction.texts["slm"] for prediction in alone.tasks[0].predictions] == one[:5]
+  # From the texts alone.
+  assert main(["eval", "--rescore", str(run_dir), "--normaliser=none"]) == 0
+  page = tmp_path / "c.html"
+  assert (
+    main(
+      ["eval", "--compare", f"run={run_dir}@4", str(scores / "bundles" / "one"), f"--report={page}"]
+    )
+    == 0
+  )
+  assert "<svg" in page.read_text()
+  capsys.readouterr()
+  for argv, says in (
+    (["--compare", str(run_dir)], "two evaluations"),
+    (["--rescore", str(tmp_path)], "holds no evaluation"),
+    (["--rescore", str(run_dir), "--normaliser=x"], "unknown normaliser"),
+    ([*GIN, *chosen[:-1], f"--bundle=one={run_dir}"], "one stands for several"),
+    ([*GIN, *chosen, "--report=r.html"], "go with one model"),
+  ):
+    assert main(["eval", *argv]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_eval_in_two_processes_gives_the_same_texts(evaluated, tmp_path):
