@@ -27,6 +27,7 @@ class Columns:
   translation: str = "translation"
   target_language: str = "target_language"  # of the translation
   context: str = "context"  # e.g. names that may occur
+  biasing_words: str = ""  # rare words of the text, with | or commas between them
   instruction: str = "instruction"
   sample_rate: str = "sample_rate"  # in Hz, of the file or the samples
   duration: str = "duration"  # in s

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -188,6 +189,7 @@ class RecordSource(ExampleSource):
       raise BadRecord(
         f"field {column!r} is missing or empty, the answer; there are {sorted(record.fields)}"
       )
+    rare = self._text(record, "biasing_words")
     return Utterance(
       id=identity,
       task=settings.task,
@@ -197,6 +199,7 @@ class RecordSource(ExampleSource):
       instruction=self._instruction(record, identity) if settings.instructions else "",
       target=target,
       voice=fields["speaker"],
+      names="|".join(filter(None, map(str.strip, re.split("[|,]", rare)))),
     )
 
   def _instruction(self, record: Record, identity: str) -> str:

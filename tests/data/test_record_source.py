@@ -230,6 +230,7 @@ def test_columns_have_the_names_of_the_data(recordings):
     "instruction": "",
     "target": "palabra",
     "voice": "ann",
+    "names": "",
   }
   with pytest.raises(ValueError, match="no 'adio' is known; did you mean 'audio'"):
     Columns.of({"adio": "path"})
@@ -263,6 +264,14 @@ def test_hints_are_names_of_the_text_among_distractors(recordings, tmp_path):
   assert plain.fingerprint() != source.fingerprint() and "hints" not in plain.describe()["settings"]
   with pytest.raises(ValueError, match="none of the instructions .* has {hints}"):
     RecordSettings(instructions=("Write.",), hints=hints)
+
+
+def test_biasing_words_come_from_a_column_that_is_named(recordings):
+  lines = [record(0, rare=["Mira Voss", "Lilo"]), record(1, rare="Ann | Bob"), record(2)]
+  path = write(recordings, lines)
+  found = examples(source_of(path, columns=Columns.of({"biasing_words": "rare"})))
+  assert [example["names"] for example in found] == [b"Mira Voss|Lilo", b"Ann|Bob", b""]
+  assert {example["names"] for example in examples(source_of(path))} == {b""}
 
 
 @pytest.mark.parametrize("wording", ["Names: {}", "{0}", "{text!r}", "{text:>9}", "open {"])

@@ -16,7 +16,7 @@ from slm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Biased(Transcribe):
-  """Speech and a list of hints → what is said.
+  """Speech and a list of hints → what is said. The utterance's own words of that sort are its biasing words.
 
   Attributes:
     instructions: with {hints}.
@@ -39,7 +39,8 @@ class Biased(Transcribe):
     text = self.text(record)
     hints = ", ".join(self._hints.words(text, self.rng(record, "hints")))
     instruction = self.instruction(record, hints=hints)
-    return self.filled(record, target=text, instruction=instruction, transcript=text)
+    filled = self.filled(record, target=text, instruction=instruction, transcript=text)
+    return dataclasses.replace(filled, names="|".join(self.own_words(text)))
 
   def describe(self) -> dict[str, Any]:
     return {**super().describe(), **self._hints.describe()}
@@ -68,12 +69,14 @@ class ListedBiasing(Transcribe):
   lists: str
 
   def utterance(self, record: SpeechRecord) -> Utterance:
-    hints = _biasing_lists(self.lists).get(record.id)
-    if hints is None:
+    found = _biasing_lists(self.lists).get(record.id)
+    if found is None:
       raise NotUsed("not in the biasing list")
+    rare, hints = found
     text = self.text(record)
     instruction = self.instruction(record, hints=", ".join(hints))
-    return self.filled(record, target=text, instruction=instruction, transcript=text)
+    filled = self.filled(record, target=text, instruction=instruction, transcript=text)
+    return dataclasses.replace(filled, names="|".join(rare))
 
   def describe(self) -> dict[str, Any]:
     digest = hashlib.sha256(repr(_biasing_lists(self.lists)).encode()).hexdigest()
@@ -81,15 +84,17 @@ class ListedBiasing(Transcribe):
 
 
 @functools.cache
-def _biasing_lists(path: str) -> dict[str, tuple[str, ...]]:
+def _biasing_lists(path: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+  """Id → the text's own rare words, and the list of hints."""
   found = {}
   for number, line in enumerate(read_text(path).split("\n"), start=1):
     if not line.strip():
       continue
     columns = line.rstrip("\r").split("\t")
     try:
-      key, _, _, hints = columns
-      found[key] = tuple(map(str, ast.literal_eval(hints)))
+      key, _, *lists = columns
+      rare, hints = (tuple(map(str, ast.literal_eval(words))) for words in lists)
+      found[key] = (rare, hints)
     except (ValueError, SyntaxError, TypeError) as error:
       raise UserError(
         f"{path}:{number} has {len(columns)} columns, expected id, text, rare words and hints, the "

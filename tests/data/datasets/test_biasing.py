@@ -47,6 +47,7 @@ def test_own_words_among_distractors_that_are_not_said(pool):
     assert not {"marlow", "Met Office"} & set(found)  # they are, or begin with, words that are said
     assert utterance == recipe.utterance(record(n))
     assert utterance.target == record(n).text and utterance.task == "biasing"
+    assert utterance.names == "Marlow|O'Brien"  # what biased error rates are of
     orders.add(found.index("Marlow"))
   assert len(orders) > 10  # the place tells nothing
 
@@ -106,6 +107,7 @@ def test_published_lists_are_used_as_they_are(tmp_path):
   said = dataclasses.replace(record(0, "THE AIR IS MATED"), id="237-134493-0004")
   utterance = recipe.utterance(said)
   assert hints(utterance) == ["bead", "mated", "clegg's"] and utterance.target == "the air is mated"
+  assert utterance.names == "mated"
   with pytest.raises(NotUsed, match="not in the biasing list"):
     recipe.utterance(record(5))
   assert json.dumps(recipe.describe())
