@@ -120,9 +120,8 @@ def _evaluate(eval_config, flags, run_processes) -> None:
   code = code_version()
   entries, kept = [], []
   for subject in found:
-    step, texts = _evaluate_one(subject, eval_config, flags, run_processes, examples, data, code)
-    entries.append(Entry(name=subject.name, folder=subject.folder, step=step))
-    kept.append(texts)
+    kept.append(_evaluate_one(subject, eval_config, flags, run_processes, examples, data, code))
+    entries.append(Entry(name=subject.name, folder=subject.folder, step=subject.step))
   if len(entries) > 1 and run_processes.index == 0:
     page = run_folder(eval_config.model_dir) / "comparison.html"
     _compare(entries, page, eval_config.normaliser, eval_config.resampling)
@@ -157,7 +156,7 @@ def _examples(eval_config) -> tuple[list, dict[str, dict]]:
 
 
 def _evaluate_one(subject, eval_config, flags, run_processes, examples, data, code):
-  """Scores one model and writes what there is to say; returns its step and the texts kept on the way."""
+  """Scores one model and writes what there is to say; returns the texts kept on the way."""
   from slm_jax.data import registry
   from slm_jax.evaluation.generation import GenerationSettings
   from slm_jax.evaluation.kept_texts import FOLDER as KEPT
@@ -168,7 +167,7 @@ def _evaluate_one(subject, eval_config, flags, run_processes, examples, data, co
   from slm_jax.evaluation.writer import FOLDER, write_evaluation
   from slm_jax.training.sharding import mesh_of_several
 
-  model, step = subject.load(mesh_of_several(eval_config.mesh))
+  model, step = subject.load(mesh_of_several(eval_config.mesh)), subject.step
   version = model_version(model.params, subject.source, step)
   kept = KeptTexts(
     run_folder(subject.folder) / FOLDER / f"{KEPT}-{step}",
@@ -191,14 +190,13 @@ def _evaluate_one(subject, eval_config, flags, run_processes, examples, data, co
     kept=kept,
   )
   if run_processes.index != 0:
-    return step, kept
+    return kept
   provenance = Provenance(model=version, code=code, data=data, normaliser=eval_config.normaliser)
   folder = epath.Path(subject.folder)
   for path in write_evaluation(result, folder, step, provenance, eval_config.resampling):
     print(f"[slm_jax] wrote {path}", file=sys.stderr)
   print_scores(result, subject.name)
-  name = "report.html" if "@" not in subject.name else f"report-{step}.html"
-  report = epath.Path(flags.report or run_folder(folder) / name)
+  report = epath.Path(flags.report or run_folder(folder) / subject.report)
   report_run(report, str(folder), step, model, result, examples, flags.answers)
   print(f"[slm_jax] report: {report}", file=sys.stderr)
-  return step, kept
+  return kept

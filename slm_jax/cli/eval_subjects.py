@@ -1,6 +1,7 @@
 """What `slm_jax eval` scores: checkpoints of runs, and exported bundles."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,11 +9,18 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from slm_jax.bundle.loading import load
+from slm_jax.bundle.manifest import read_manifest
+from slm_jax.bundle.merged import is_merged
 from slm_jax.errors import UserError
 from slm_jax.evaluation.config import EvalConfig
 from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.paths import run_folder
-from slm_jax.training.restore import checkpoint_folders, load_speech_language_model
+from slm_jax.training.restore import (
+  PREFIX,
+  checkpoint_folder,
+  checkpoint_folders,
+  load_speech_language_model,
+)
 
 # Of MODEL_DIR, for results of bundles.
 BUNDLES = "bundles"
@@ -26,13 +34,17 @@ class Subject:
     name: in comparisons.
     folder: for results.
     source: where it is.
-    load: mesh → the model and its step.
+    step: of its checkpoint, 0 if that is not known.
+    report: name of the HTML page.
+    load: mesh → the model.
   """
 
   name: str
   folder: str
   source: str
-  load: Callable[[Mesh | None], tuple[SpeechLanguageModel, int]]
+  step: int
+  report: str
+  load: Callable[[Mesh | None], SpeechLanguageModel]
 
 
 def named(text: str) -> tuple[str, str]:
@@ -53,7 +65,7 @@ def subjects(
   Results of a run's checkpoints go into its folder, those of a bundle into MODEL_DIR/bundles/NAME.
 
   Raises:
-    UserError: no checkpoint in a run, or two subjects of one name.
+    UserError: no checkpoint in a run, a folder that is no bundle, or two subjects of one name.
   """
   found = [_bundle(config, *named(text)) for text in bundles]
   runs = [named(text) for text in model_dirs]
@@ -68,38 +80,41 @@ def subjects(
 
 
 def _bundle(config: EvalConfig, name: str, folder: str) -> Subject:
-  def read(mesh: Mesh | None) -> tuple[SpeechLanguageModel, int]:
-    bundle = load(folder, mesh=mesh)
-    return bundle.model, 0 if bundle.manifest is None else bundle.manifest.step
-
-  results = str(run_folder(config.model_dir) / BUNDLES / name)
-  return Subject(name=name, folder=results, source=folder, load=read)
+  path = Path(folder)
+  return Subject(
+    name=name,
+    folder=str(run_folder(config.model_dir) / BUNDLES / name),
+    source=folder,
+    # Read before anything else, so that a folder that is none is told at once.
+    step=0 if is_merged(path) else read_manifest(path).step,
+    report="report.html",
+    load=lambda mesh: load(folder, mesh=mesh).model,
+  )
 
 
 def _checkpoints(config: EvalConfig, name: str, folder: str) -> list[Subject]:
   if config.step == "all":
     steps = list(checkpoint_folders(folder))
   else:
-    steps = list(config.step) if isinstance(config.step, tuple) else [config.step]
+    asked = config.step if isinstance(config.step, tuple) else (config.step,)
+    found = [checkpoint_folder(folder, step) for step in asked]
+    steps = [int(path.name.removeprefix(PREFIX)) for path in found]
 
-  def reader(step: int | str | None):
-    def read(mesh: Mesh | None) -> tuple[SpeechLanguageModel, int]:
-      return load_speech_language_model(
-        config.model,
-        folder,
-        step=step,
-        max_samples=config.task_feature_lengths["audio"],
-        mesh=mesh,
-      )
+  def read(mesh: Mesh | None, step: int) -> SpeechLanguageModel:
+    max_samples = config.task_feature_lengths["audio"]
+    return load_speech_language_model(
+      config.model, folder, step=step, max_samples=max_samples, mesh=mesh
+    )[0]
 
-    return read
-
+  alone = len(steps) == 1
   return [
     Subject(
-      name=name if len(steps) == 1 else f"{name}@{step}",
+      name=name if alone else f"{name}@{step}",
       folder=folder,
       source=folder,
-      load=reader(step),
+      step=step,
+      report="report.html" if alone else f"report-{step}.html",
+      load=functools.partial(read, step=step),
     )
     for step in steps
   ]

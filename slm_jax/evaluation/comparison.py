@@ -26,7 +26,7 @@ class Entry:
   """One evaluation: of a folder's newest step if `step` is None."""
 
   name: str
-  folder: str
+  folder: str | os.PathLike[str]
   step: int | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from slm_jax.errors import UserError
 from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.provenance import code_version
-from slm_jax.evaluation.runner import TaskEvaluation, scored
+from slm_jax.evaluation.runner import Prediction, TaskEvaluation, scored
 from slm_jax.evaluation.task_scores import KIND_METRICS
 from slm_jax.evaluation.writer import (
   FOLDER,
@@ -53,7 +53,7 @@ def stored_lines(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return lines
 
 
-def stored_texts(model_dir: str | os.PathLike[str], line: dict[str, Any]):
+def stored_texts(model_dir: str | os.PathLike[str], line: dict[str, Any]) -> tuple[Prediction, ...]:
   """The predictions behind a metrics line. Raises UserError if they are missing, too few or of an unknown kind."""
   name = f"{FOLDER}/{line['task']}-{line['step']}.jsonl"
   try:

@@ -52,6 +52,7 @@ def statistics_of(
   *,
   normaliser: str = "basic-1",
   names: Sequence[Sequence[str]] | None = None,
+  tokenizer: str = "13a",
 ) -> Statistics:
   """A metric's statistics, of the texts in order.
 
@@ -60,6 +61,7 @@ def statistics_of(
     references, hypotheses: N texts each.
     normaliser: key of `normalisers.NORMALISERS`; "bleu", "chrf" and "jga" take texts as they are.
     names: each text's biasing words, for "b_wer" and "u_wer".
+    tokenizer: sacrebleu's, for "bleu".
 
   Raises:
     ValueError: no texts, or not equally many of each; an unknown metric or normaliser.
@@ -71,7 +73,7 @@ def statistics_of(
   if len(references) != len(hypotheses):
     raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
   if metric in ("bleu", "chrf"):
-    return _overlap(metric, references, hypotheses)
+    return _overlap(metric, references, hypotheses, tokenizer)
   if metric == "jga":
     normaliser = "none"
   normalise = normaliser_of(normaliser)
@@ -188,8 +190,22 @@ def _words(names: Iterable[str]) -> frozenset[str]:
   return frozenset(word for name in names for word in name.split())
 
 
-def _overlap(metric: str, references: Sequence[str], hypotheses: Sequence[str]) -> Statistics:
-  scorer = BLEU() if metric == "bleu" else CHRF()
+def bleu_tokenizer(languages: Iterable[str]) -> str:
+  """sacrebleu's tokenizer for texts of one language; 13a of several, and of all that set words apart."""
+  codes = {language.lower().split("-")[0].split("_")[0] for language in languages}
+  if len(codes) == 1 and (code := codes.pop()) in _UNSPACED:
+    return "zh" if code == "zh" else "char"
+  return "13a"
+
+
+# Written without spaces between words.
+_UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
+
+
+def _overlap(
+  metric: str, references: Sequence[str], hypotheses: Sequence[str], tokenizer: str
+) -> Statistics:
+  scorer = BLEU(tokenize=tokenizer) if metric == "bleu" else CHRF()
   # sacrebleu's own significance tests resample these; its public functions take whole corpora only.
   rows = scorer._extract_corpus_statistics(list(hypotheses), [list(references)])
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from slm_jax.evaluation import behaviour
 from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.scores import Score, score_of
-from slm_jax.evaluation.statistics import Statistics, statistics_of
+from slm_jax.evaluation.statistics import Statistics, bleu_tokenizer, statistics_of
 
 # A task of another name is scored as "answer".
 TASK_KINDS: Mapping[str, str] = {
@@ -64,6 +64,7 @@ def metric_statistics(
     texts,
     normaliser=normaliser,
     names=[example.names for example in examples],
+    tokenizer=bleu_tokenizer(target_languages(examples)),
   )
 
 

@@ -8,7 +8,7 @@ import sacrebleu
 from slm_jax.evaluation import bootstrap, scores
 from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.normalisers import normalise_basic
-from slm_jax.evaluation.statistics import statistics_of
+from slm_jax.evaluation.statistics import bleu_tokenizer, statistics_of
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,19 @@ def test_odd_texts_score_as_in_the_libraries(texts):
       expected.insertions,
     ]
     assert found["reference_length"] == expected.hits + expected.substitutions + expected.deletions
+
+
+@pytest.mark.parametrize(
+  ("languages", "tokenizer"),
+  [(["zh", "zh-CN"], "zh"), (["ja"], "char"), (["en", "zh"], "13a"), (["de"], "13a"), ([], "13a")],
+)
+def test_bleu_of_a_language_without_spaces_is_of_its_characters(languages, tokenizer):
+  assert bleu_tokenizer(languages) == tokenizer
+  pair = ["我喜欢在早上喝茶。"], ["我喜欢在早上喝咖啡。"]
+  found = statistics_of("bleu", *pair, tokenizer=tokenizer)
+  assert f"tok:{tokenizer}" in found.signature
+  expected = sacrebleu.corpus_bleu(pair[1], [pair[0]], tokenize=tokenizer).score
+  assert found.total() == pytest.approx(expected) and (tokenizer == "13a" or expected > 30)
 
 
 # --- intervals -------------------------------------------------------------------------------
