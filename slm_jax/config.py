@@ -29,6 +29,7 @@ from slm_jax.models.adapter import AdapterConfig
 from slm_jax.models.best_rq import BestRQConfig
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.length_reduction import LengthReductionConfig
+from slm_jax.models.retriever import RetrieverConfig
 from slm_jax.models.t5 import T5Config
 from slm_jax.training.config import (
   DatasetConfig,
@@ -41,6 +42,7 @@ from slm_jax.training.recipes import (
   AdapterRecipe,
   BestRQRecipe,
   LanguageModelRecipe,
+  RetrieverRecipe,
   SpeechEncoderRecipe,
 )
 from slm_jax.training.sharding import MeshConfig
@@ -62,6 +64,8 @@ COMPONENTS = ROOTS | {
     LogMelConfig,
     MeshConfig,
     OptimizerConfig,
+    RetrieverConfig,
+    RetrieverRecipe,
     SpecAugmentConfig,
     SpeechEncoderRecipe,
     T5Config,

@@ -15,6 +15,7 @@ MODES = {
   "train": "train an adapter (or continue a run) from a gin file",
   "eval": "score a trained adapter on SeqIO tasks and write a report",
   "infer": "answer instructions about audio files",
+  "retrieve": "find the entities of a list that audio files name",
   "export": "write a trained adapter as a bundle, one small folder, or with its bases",
   "serve": "answer over HTTP, by OpenAI's endpoints",
   "import": "write public T5-family weights as a folder that runs load",

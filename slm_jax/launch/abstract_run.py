@@ -15,7 +15,7 @@ from slm_jax.training import parameters
 from slm_jax.training.config import DatasetConfig, TrainConfig
 from slm_jax.training.frame_cache import without_encoder
 from slm_jax.training.frozen_frames import check_cacheable
-from slm_jax.training.objectives import SLMObjective
+from slm_jax.training.objectives import RetrieverObjective, SLMObjective
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.recipes import AdapterRecipe, Built
 from slm_jax.training.setup import model_info
@@ -117,7 +117,7 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> AbstractRun:
 
 def _cached_frames(batch: Batch, built: Built) -> Batch:
   """The batch with the frames of its audio in place of it."""
-  assert isinstance(built.objective, SLMObjective)
+  assert isinstance(built.objective, SLMObjective | RetrieverObjective)
   frames, _ = jax.eval_shape(
     lambda audio, lengths: built.objective.model.init_with_output(  # pyright: ignore
       jax.random.key(0), audio, lengths, method="frozen_frames"

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from slm_jax.batch import Batch
 from slm_jax.models.adapter import Adapter, AdapterConfig
+from slm_jax.models.length_reduction import LengthReductionConfig
 from slm_jax.models.quantization import Kernel, multiply_to_float32
 from slm_jax.models.row_packing import pack_rows
 from slm_jax.models.speech_encoder import SpeechEncoderConfig
@@ -23,6 +24,16 @@ class SLMConfig:
   adapter: AdapterConfig
   language_model: T5Config
   speech_first: bool = True
+
+  @property
+  def length_reduction(self) -> LengthReductionConfig:
+    """Of the adapter."""
+    return self.adapter.length_reduction
+
+  def with_length_reduction(self, reduction: LengthReductionConfig) -> "SLMConfig":
+    """The same with another one."""
+    adapter = dataclasses.replace(self.adapter, length_reduction=reduction)
+    return dataclasses.replace(self, adapter=adapter)
 
 
 def join_compact(

@@ -7,11 +7,13 @@ from slm_jax.training.recipes import (
   AdapterRecipe,
   BestRQRecipe,
   LanguageModelRecipe,
+  RetrieverRecipe,
   SpeechEncoderRecipe,
 )
 from slm_jax.training.sharding import MeshConfig
 
-Recipe = AdapterRecipe | LanguageModelRecipe | SpeechEncoderRecipe | BestRQRecipe
+FrozenPartRecipe = LanguageModelRecipe | SpeechEncoderRecipe | BestRQRecipe
+Recipe = AdapterRecipe | RetrieverRecipe | FrozenPartRecipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,3 +132,9 @@ class PretrainConfig:
   # What the finished model is scored on for its card.
   score_split: str = "validation"
   score_examples: int = 1000
+
+  def __post_init__(self):
+    if not isinstance(self.run.model, FrozenPartRecipe):
+      raise ValueError(
+        f"run.model is {type(self.run.model).__name__}, which trains no frozen part; use slm_jax train"
+      )

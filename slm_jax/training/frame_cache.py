@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from slm_jax.errors import UserError
 from slm_jax.training.checkpoints import Batches
 from slm_jax.training.frame_store import FrameStore, audio_key
-from slm_jax.training.frozen_frames import FrozenFrames, frame_count
-from slm_jax.training.objectives import SLMObjective
-from slm_jax.training.recipes import AdapterRecipe, Built
+from slm_jax.training.frozen_frames import FramesRecipe, FrozenFrames, frame_count
+from slm_jax.training.objectives import RetrieverObjective, SLMObjective
+from slm_jax.training.recipes import Built
 
 FACTS, WITNESS, PARTS = "facts.json", "witness.npy", "parts"
 # Largest difference from the witness, root mean square relative to the frames': bfloat16 on another
@@ -43,7 +43,7 @@ class FrameCache:
   store: FrameStore
 
 
-def open_frame_cache(folder: str, recipe: AdapterRecipe, built: Built, mesh: Mesh) -> FrameCache:
+def open_frame_cache(folder: str, recipe: FramesRecipe, built: Built, mesh: Mesh) -> FrameCache:
   """Finds the cache of this recipe's frames, and makes sure that they still are what it would hear.
 
   Reads the encoder's weights, runs it once over a second of sound, and lets it go again. With
@@ -100,7 +100,7 @@ class CachedFrameBatches:
   """Batches with frames from a cache in place of the audio; otherwise those that it is given."""
 
   def __init__(self, batches: Batches, cache: FrameCache, built: Built):
-    assert isinstance(built.objective, SLMObjective)
+    assert isinstance(built.objective, SLMObjective | RetrieverObjective)
     self._batches, self._cache, self._model = batches, cache, built.objective.model
 
   def __next__(self) -> dict[str, Any]:

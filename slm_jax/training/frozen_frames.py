@@ -1,4 +1,4 @@
-"""The part of SLM before its first trained weight, run on its own: what a frame cache keeps."""
+"""The part of SLM, or of a retriever, before its first trained weight, run on its own: what a frame cache keeps."""
 
 import dataclasses
 import hashlib
@@ -15,27 +15,30 @@ from slm_jax.errors import UserError
 from slm_jax.interop.placement import place_all
 from slm_jax.models.length_reduction import CTC_KINDS
 from slm_jax.models.partitioning import parameter_shardings
+from slm_jax.models.retriever import SpeechRetriever
 from slm_jax.models.slm import SLM
 from slm_jax.training import parameters
-from slm_jax.training.objectives import SLMObjective
-from slm_jax.training.recipes import AdapterRecipe, Built
+from slm_jax.training.objectives import RetrieverObjective, SLMObjective
+from slm_jax.training.recipes import AdapterRecipe, Built, RetrieverRecipe
 from slm_jax.training.sharding import BATCH_SPEC, batch_shards, shard_batch
 
 # Of the layout of stores and of what `facts` says.
 FORMAT = 1
+FramesRecipe = AdapterRecipe | RetrieverRecipe
+FramesModel = SLM | SpeechRetriever
 ENCODER, TOKEN_TABLE = "speech_encoder/", "language_model/token_embedder/"
 
 
 def check_cacheable(recipe: Any) -> None:
   """Raises UserError unless the frames of this recipe are the same at every step of a run."""
-  if not isinstance(recipe, AdapterRecipe):
+  if not isinstance(recipe, AdapterRecipe | RetrieverRecipe):
     raise UserError(
       f"train.frame_cache: {type(recipe).__name__} trains what the frames come from; only AdapterRecipe "
-      "can be trained from cached frames, set it to None"
+      "and RetrieverRecipe can be trained from cached frames, set it to None"
     )
   if recipe.spec_augment is not None:
     raise UserError(
-      "train.frame_cache and AdapterRecipe.spec_augment: cached frames were heard once and cannot be "
+      f"train.frame_cache and {type(recipe).__name__}.spec_augment: cached frames were heard once and cannot be "
       "masked anew; set one of them to None"
     )
 
@@ -51,22 +54,23 @@ class FrozenFrames:
     dtype: of the frames.
   """
 
-  def __init__(self, recipe: AdapterRecipe, built: Built, mesh: Mesh):
+  def __init__(self, recipe: FramesRecipe, built: Built, mesh: Mesh):
     """Reads the weights of the encoder, and the LM's token table where the adapter starts from it.
 
     Raises:
       UserError: the recipe trains some of it, or the weights do not fit.
     """
     check_cacheable(recipe)
-    assert isinstance(built.objective, SLMObjective)
+    assert isinstance(built.objective, SLMObjective | RetrieverObjective)
     self._model, self._mesh = _whole_reduction(built.objective.model), mesh
-    parts = (ENCODER, TOKEN_TABLE) if recipe.adapter.ctc_embeddings else (ENCODER,)
+    reads_table = isinstance(recipe, AdapterRecipe) and recipe.adapter.ctc_embeddings
+    parts = (ENCODER, TOKEN_TABLE) if reads_table else (ENCODER,)
     boxed = jax.eval_shape(built.objective.init, jax.random.key(0), _one_second())
     shardings = parameters.flatten(parameter_shardings(boxed, mesh))
     wanted = {path for path in shardings if path.startswith(parts)}
     if trained := [path for path in sorted(wanted) if _matches(built.trainable, path, shardings)]:
       raise UserError(
-        f"train.frame_cache: AdapterRecipe.trainable={built.trainable!r} trains {trained[0]}, which the "
+        f"train.frame_cache: {type(recipe).__name__}.trainable={built.trainable!r} trains {trained[0]}, which the "
         "cached frames depend on; set train.frame_cache to None"
       )
     loaded = parameters.flatten(built.loaded)
@@ -116,23 +120,22 @@ class FrozenFrames:
       return np.asarray(compiled(self._params, audio, lengths))
 
 
-def frame_count(model: SLM, num_samples: int) -> int:
+def frame_count(model: FramesModel, num_samples: int) -> int:
   """T of `frozen_frames` of [B, num_samples]."""
   frames = model.config.speech_encoder.num_frames(num_samples)
-  reduction = model.config.adapter.length_reduction
+  reduction = model.config.length_reduction
   return reduction.output_length(frames) if reduction.is_fixed else frames
 
 
-def _whole_reduction(model: SLM) -> SLM:
+def _whole_reduction(model: FramesModel) -> FramesModel:
   """The model with room for every frame that length reduction may keep: a batch's shape cuts it later."""
-  adapter = model.config.adapter
-  reduction = dataclasses.replace(adapter.length_reduction, max_frames=1.0)
-  adapter = dataclasses.replace(adapter, length_reduction=reduction)
-  return SLM(dataclasses.replace(model.config, adapter=adapter))
+  config = model.config
+  whole = dataclasses.replace(config.length_reduction, max_frames=1.0)
+  return type(model)(config.with_length_reduction(whole))  # pyright: ignore[reportArgumentType]
 
 
-def _facts(model: SLM, fingerprints: dict[str, str]) -> dict[str, Any]:
-  reduction = model.config.adapter.length_reduction
+def _facts(model: FramesModel, fingerprints: dict[str, str]) -> dict[str, Any]:
+  reduction = model.config.length_reduction
   kept: dict[str, Any] = {"kind": reduction.kind}
   if reduction.kind not in CTC_KINDS:
     kept["factor"] = reduction.factor

@@ -1,4 +1,4 @@
-"""What a training run optimises: SLM's adapter, a speech encoder (by CTC or BEST-RQ), or a text LM.
+"""What a training run optimises: SLM's adapter, a retriever, a speech encoder (by CTC or BEST-RQ), or a text LM.
 
 An objective owns one Flax module and says how a `Batch` becomes a summed loss. The step, the loop, the
 checkpoints and the mesh know nothing of the difference.
@@ -16,10 +16,12 @@ from flax import linen as nn
 from slm_jax.batch import Batch
 from slm_jax.models.best_rq import BestRQ
 from slm_jax.models.ctc import ctc_loss
+from slm_jax.models.retriever import SpeechRetriever
 from slm_jax.models.slm import SLM, decoder_targets
 from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5
 from slm_jax.training.character_targets import character_labels
+from slm_jax.training.contrastive_loss import own_and_others, sampled_softmax
 from slm_jax.training.losses import vocabulary_cross_entropy
 
 # Sums over the batch; "loss" and "weight" are always there and the step reports loss / weight.
@@ -205,3 +207,28 @@ class BestRQObjective:
       "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
     }
     return sums["loss"], sums
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieverObjective:
+  """In-batch sampled softmax: an utterance's entities against those of the others (ReSLM); `weight` counts
+  entities. "correct" counts those that are above all others of the batch.
+  """
+
+  model: SpeechRetriever
+
+  def init(self, rng: jax.Array, batch: Batch):
+    return self.model.init(rng, jax.tree.map(jnp.asarray, batch))["params"]
+
+  def loss(self, params, batch, rng, *, train=True):
+    compared: Any = self.model.apply({"params": params}, batch, train=train, rngs=_rngs(rng))
+    logits, texts, real = compared
+    own, others = own_and_others(texts, real, len(logits))
+    loss, correct, weight = sampled_softmax(logits, own, others)
+    sums = {
+      "loss": loss,
+      "correct": correct,
+      "weight": weight,
+      "audio_seconds": jnp.sum(batch.audio_lengths) / 16_000.0,
+    }
+    return loss, sums

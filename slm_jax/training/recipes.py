@@ -1,4 +1,4 @@
-"""What can be trained: the adapter between two frozen models, or one of the two on its own.
+"""What can be trained: the adapter between two frozen models, a retriever beside it, or one of the two on its own.
 
 A recipe is the gin-facing description; `build` reads weights and returns the objective with its starting parameters.
 """
@@ -15,6 +15,7 @@ from slm_jax.models.adapter import AdapterConfig, scale_output_norm
 from slm_jax.models.best_rq import BestRQ, BestRQConfig
 from slm_jax.models.conformer import ConformerConfig
 from slm_jax.models.length_reduction import CTC_KINDS
+from slm_jax.models.retriever import RetrieverConfig, SpeechRetriever, SpeechRetrieverConfig
 from slm_jax.models.slm import SLM, SLMConfig
 from slm_jax.models.speech_encoders.usm import USMEncoder
 from slm_jax.models.t5 import T5, T5Config
@@ -24,6 +25,7 @@ from slm_jax.training.objectives import (
   BestRQObjective,
   LanguageModelObjective,
   Objective,
+  RetrieverObjective,
   SLMObjective,
   SpeechEncoderObjective,
 )
@@ -157,20 +159,22 @@ class _Shape(NamedTuple):
   tokenizer: Any = None
 
 
-def _heard_encoder(config: Any, recipe: AdapterRecipe) -> Any:
+def _heard_encoder(config: Any, recipe: "AdapterRecipe | RetrieverRecipe") -> Any:
   changes: dict[str, Any] = {"dtype": recipe.speech_encoder_dtype}
   if recipe.spec_augment is not None:
     if not isinstance(config, ConformerConfig):
       raise UserError(
-        f"AdapterRecipe.spec_augment: {recipe.speech_encoder} has a frontend of its own, whose spectrograms are not "
-        "masked; set it to None"
+        f"{type(recipe).__name__}.spec_augment: {recipe.speech_encoder} has a frontend of its own, whose "
+        "spectrograms are not masked; set it to None"
       )
     changes["spec_augment"] = recipe.spec_augment
   return dataclasses.replace(config.frozen(), **changes)
 
 
-def _open_encoder(recipe: AdapterRecipe) -> Any:
-  base, dtype = recipe.speech_encoder, recipe.frozen_speech_encoder_dtype or recipe.frozen_dtype
+def _open_encoder(recipe: "AdapterRecipe | RetrieverRecipe") -> Any:
+  base, dtype = recipe.speech_encoder, recipe.frozen_dtype
+  if isinstance(recipe, AdapterRecipe):
+    dtype = recipe.frozen_speech_encoder_dtype or dtype
   if isinstance(base, str):
     return interop.open_speech_encoder(resolve_path(base), dtype=dtype)
   return _Shape(dataclasses.replace(base, weights="int8") if dtype == "int8" else base)
@@ -203,6 +207,46 @@ def _check_same_pieces(encoder, lm, recipe: AdapterRecipe) -> None:
     raise UserError(
       f"AdapterConfig.ctc_embeddings=True needs a CTC head over the LM's own pieces, and {recipe.speech_encoder} "
       f"and {recipe.language_model} do not share a spiece.model; set it to False"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrieverRecipe:
+  """Finds the entities of a list that an utterance names; the speech encoder is frozen.
+
+  Targets are the utterance's entities as bytes (see `slm_jax.entities`). Its negatives are the entities
+  of the other utterances that the step sees at once: with microbatches those of a microbatch.
+  """
+
+  speech_encoder: str | ConformerConfig
+  retriever: RetrieverConfig
+  trainable: str = "retriever/.*"
+  # As of `AdapterRecipe`.
+  frozen_dtype: str = "float32"
+  speech_encoder_dtype: str = "float32"
+  spec_augment: SpecAugmentConfig | None = None
+
+  def __post_init__(self):
+    _check_one_of("speech_encoder_dtype", self.speech_encoder_dtype, COMPUTE_TYPES)
+
+  def build(self) -> Built:
+    encoder = _open_encoder(self)
+    reduction = self.retriever.towers.length_reduction
+    if reduction.kind in CTC_KINDS and not encoder.config.vocab_size:
+      raise UserError(
+        f"LengthReductionConfig.kind={reduction.kind!r} needs a CTC head, which {self.speech_encoder} has not"
+      )
+    config = SpeechRetrieverConfig(
+      speech_encoder=_heard_encoder(encoder.config, self), retriever=self.retriever
+    )
+    return Built(
+      RetrieverObjective(SpeechRetriever(config)),
+      self.trainable,
+      {"speech_encoder": encoder.params} if encoder.params else {},
+      _unchanged,
+      None,
+      encoder.tokenizer,
+      encoder.config.max_samples,
     )
 
 

@@ -19,8 +19,8 @@ from slm_jax.models.speech_language_model import SpeechLanguageModel
 from slm_jax.paths import run_folder
 from slm_jax.training import parameters
 from slm_jax.training.checkpoints import METRIC, check_fingerprints, saved_info
-from slm_jax.training.objectives import SLMObjective
-from slm_jax.training.recipes import AdapterRecipe
+from slm_jax.training.objectives import Objective, SLMObjective
+from slm_jax.training.recipes import AdapterRecipe, Built
 
 PREFIX = "checkpoint_"
 # Instead of a step: the checkpoint of least held-out loss.
@@ -150,18 +150,7 @@ def assemble(
     )
   assert isinstance(built.objective, SLMObjective)
   model: SLM = built.objective.model
-  boxed = _boxed(built.objective)
-  _check_trained(trained, parameters.flatten(nn.unbox(boxed)), recipe.trainable, what)
-  shardings = None if mesh is None else parameters.flatten(parameter_shardings(boxed, mesh))
-  loaded = parameters.flatten(built.loaded)
-  for path in parameters.flatten(trained):
-    loaded.pop(path, None)
-  frozen = parameters.unflatten(place_all(loaded, shardings))
-  if fingerprints is not None:
-    found = {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
-    check_fingerprints(what, fingerprints, found)
-  placed = place_all(parameters.flatten(trained), shardings)
-  params = parameters.merge(parameters.unflatten(placed), frozen)
+  params = _placed(built, trained, what=what, fingerprints=fingerprints, mesh=mesh)
   return SpeechLanguageModel(
     model=model,
     params=params,
@@ -172,7 +161,40 @@ def assemble(
   )
 
 
-def _boxed(objective: SLMObjective) -> dict:
+def place_parameters(built: Built, trained: dict, checkpoint: epath.Path) -> dict:
+  """All parameters of a recipe: the checkpoint's `trained` ones, nested, and the frozen ones below them.
+
+  Raises:
+    UserError: parameters that are not the model's, or another base than they were trained over.
+  """
+  frozen = saved_info(checkpoint)["frozen"]
+  return _placed(built, trained, what=str(checkpoint), fingerprints=frozen, mesh=None)
+
+
+def _placed(
+  built: Built,
+  trained: dict,
+  *,
+  what: str,
+  fingerprints: dict[str, str] | None,
+  mesh: Mesh | None,
+) -> dict:
+  """As of `assemble`."""
+  boxed = _boxed(built.objective)
+  _check_trained(trained, parameters.flatten(nn.unbox(boxed)), built.trainable, what)
+  shardings = None if mesh is None else parameters.flatten(parameter_shardings(boxed, mesh))
+  loaded = parameters.flatten(built.loaded)
+  for path in parameters.flatten(trained):
+    loaded.pop(path, None)
+  frozen = parameters.unflatten(place_all(loaded, shardings))
+  if fingerprints is not None:
+    found = {part: parameters.fingerprint({part: tree}) for part, tree in frozen.items()}
+    check_fingerprints(what, fingerprints, found)
+  placed = place_all(parameters.flatten(trained), shardings)
+  return parameters.merge(parameters.unflatten(placed), frozen)
+
+
+def _boxed(objective: Objective) -> dict:
   """Shapes of all parameters, with their axes; they do not depend on the batch that the model is traced with."""
   batch = Batch.fake(
     batch_size=1, num_samples=16_000, prompt_length=1, target_length=1, vocab_size=4
