@@ -11,7 +11,7 @@ import numpy as np
 
 from slm_jax.errors import UserError
 
-SEPARATOR = ";"
+SEPARATOR = "|"
 FIRST_BYTE_ID = 3
 VOCAB_SIZE = 259
 SEPARATOR_ID = ord(SEPARATOR) + FIRST_BYTE_ID

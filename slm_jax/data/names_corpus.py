@@ -12,7 +12,7 @@ _NEXT_DRAW = 4_000_000
 
 
 class MiniNamesSource(MiniSpeechSource):
-  """Sentences with at least one name; the target is their names, "Karina;Belto".
+  """Sentences with at least one name; the target is their names, "Karina|Belto".
 
   Splits as of `MiniSpeechSource`: "train" has the training patterns, names and voices, every other split
   the held-out ones alone.

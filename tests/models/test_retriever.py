@@ -54,7 +54,7 @@ def batch() -> Batch:
   return Batch(
     audio=rng.integers(-3000, 3000, (3, 6000)).astype(np.int16),
     audio_lengths=np.asarray([6000, 3000, 0], np.int32),
-    decoder_target_tokens=rows(["Anna;Bo", "Zoë", ""], 12),
+    decoder_target_tokens=rows(["Anna|Bo", "Zoë", ""], 12),
   )
 
 
@@ -69,7 +69,7 @@ def read_back(tokens: np.ndarray) -> str:
 
 
 def test_entities_of_a_row_are_taken_apart():
-  texts = ["Anna;Bo", "Zoë", "", ";Al;;Toolong;Bo;Cy", "sixsix;x"]
+  texts = ["Anna|Bo", "Zoë", "", "|Al||Toolong|Bo|Cy", "sixsix|x"]
   found, real = split_entities(jnp.asarray(rows(texts, 24)), 4, 6)
   kept = [
     [read_back(t) for t, r in zip(*row, strict=True) if r]
@@ -155,4 +155,4 @@ def test_impossible_shapes_are_refused():
   with pytest.raises(ValueError, match="ctc_embeddings"):
     towers = dataclasses.replace(CONFIG.towers, ctc_embeddings=True)
     dataclasses.replace(CONFIG, towers=towers)
-  assert SEPARATOR == ";"  # as docs/retrieval.md tells users
+  assert SEPARATOR == "|"  # as docs/retrieval.md tells users
