@@ -11,6 +11,7 @@ B utterances, T positions, E width of the vectors, M entities, C bytes of an ent
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +111,18 @@ def _out(features: int, dtype: str) -> nn.Dense:
   return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init)
 
 
+class _Scale(nn.Module):
+  """The learned s, [1]. A module of its own: `frozen_frames` runs without the trained parameters."""
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    init = nn.initializers.constant(math.log(_INITIAL_SCALE))
+    log: Any = self.param("log", nn.with_logical_partitioning(init, (None,)), (1,))
+    return jnp.minimum(jnp.exp(log), _MAX_SCALE)
+
+
 class Retriever(nn.Module):
-  """The two trained towers."""
+  """The two trained towers, and `scale()`, the learned s."""
 
   config: RetrieverConfig
 
@@ -126,12 +137,7 @@ class Retriever(nn.Module):
     self.byte_embedding = nn.Embed(VOCAB_SIZE, cfg.width, embedding_init=init)
     self.speech_out = _out(cfg.embedding_dim, cfg.towers.dtype)
     self.text_out = _out(cfg.embedding_dim, cfg.towers.dtype)
-    init = nn.with_logical_partitioning(nn.initializers.constant(math.log(_INITIAL_SCALE)), (None,))
-    self.log_scale = self.param("log_scale", init, (1,))
-
-  def scale(self) -> jax.Array:
-    """s, [1]."""
-    return jnp.minimum(jnp.exp(self.log_scale), _MAX_SCALE)  # pyright: ignore
+    self.scale = _Scale()
 
   def embed_speech(
     self, frames: jax.Array, mask: jax.Array, *, train: bool = False

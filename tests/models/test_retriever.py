@@ -123,7 +123,7 @@ def test_a_batch_compares_every_utterance_with_every_place(model, batch):
   bound = {"params": params}
   speech, mask = module.apply(bound, batch.audio, batch.audio_lengths, method="embed_speech")
   alone = module.apply(bound, encode_entities(["Anna", "Bo", "Zoë"], 6), method="embed_entities")
-  scale = np.exp(params["retriever"]["log_scale"])
+  scale = np.exp(params["retriever"]["scale"]["log"])
   similar = soft_maximum(speech, mask, alone, scale)
   np.testing.assert_allclose(logits[:, :3], scale * similar, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(logits[2], -2 * scale[0])  # nothing was heard
