@@ -38,7 +38,6 @@ from slm_jax.retrieval import EntityRetriever, load_retriever
 from slm_jax.training.recipes import resolve_path
 from slm_jax.training.restore import load_speech_language_model
 
-TASK, MODULE = "mini_names", "tasks.mini_names"
 MAX_SAMPLES = 64_000
 INSTRUCTION = "Transcribe this."
 
@@ -147,6 +146,8 @@ def main() -> None:
   )
   parser.add_argument("--model_dir", required=True, help="a retriever's run")
   parser.add_argument("--slm", help="an adapter's run")
+  parser.add_argument("--task", default="mini_names")
+  parser.add_argument("--module", default="tasks.mini_names")
   parser.add_argument("--list_size", type=int, default=1000)
   parser.add_argument("--lists", type=int, default=3, help="whose recall is averaged")
   parser.add_argument("--large_list", type=int, default=200_000, help="only timed; 0 is none")
@@ -155,9 +156,11 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
   registry.set_directories(None, "")
-  registry.find(TASK, MODULE)
-  registry.fill_caches(TASK, num_processes=2)
-  examples = list(EvalExamples(TASK, max_samples=MAX_SAMPLES, max_examples=flags.num_examples))
+  registry.find(flags.task, flags.module)
+  registry.fill_caches(flags.task, num_processes=2)
+  examples = list(
+    EvalExamples(flags.task, max_samples=MAX_SAMPLES, max_examples=flags.num_examples)
+  )
   recordings, spoken = [e.audio for e in examples], [names_of(e) for e in examples]
   said = [name for names in spoken for name in names]
 

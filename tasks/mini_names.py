@@ -8,7 +8,7 @@ from slm_jax.data.speech_tasks import add_speech_task
 # "validation" has held-out patterns, names and voices.
 add_speech_task(
   "mini_names",
-  MiniNamesSource({"train": 4_000, "validation": 160}, seed=6),
+  MiniNamesSource({"train": 7_000, "validation": 160}, seed=6),
   seqio.ByteVocabulary(),
   instructions=False,
 )
