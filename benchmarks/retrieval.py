@@ -25,7 +25,6 @@ from slm_jax.data.batches import EvalExamples
 from slm_jax.data.mini_world.biasing import with_names
 from slm_jax.data.mini_world.names import sample_name
 from slm_jax.data.mini_world.splits import Draws
-from slm_jax.entities import SEPARATOR
 from slm_jax.evaluation import scores
 from slm_jax.evaluation.ctc_transcriber import CtcTranscriber
 from slm_jax.evaluation.generation import (
@@ -34,17 +33,13 @@ from slm_jax.evaluation.generation import (
   padded_length,
   prompt_ids,
 )
+from slm_jax.evaluation.normalisers import normalise_basic
 from slm_jax.retrieval import EntityRetriever, load_retriever
 from slm_jax.training.recipes import resolve_path
 from slm_jax.training.restore import load_speech_language_model
 
 MAX_SAMPLES = 64_000
 INSTRUCTION = "Transcribe this."
-
-
-def names_of(example) -> list[str]:
-  """The names that an utterance says."""
-  return example.target.split(SEPARATOR)
 
 
 def other_names(taken: list[str], count: int, seed: int) -> list[str]:
@@ -76,7 +71,7 @@ def by_edit_distance(texts: list[str], names: list[str]) -> list[list[str]]:
   """The names in order of their normalised edit distance to the nearest word of each text."""
   ranked = []
   for text in texts:
-    words = scores.normalise_basic(text).split() or [""]
+    words = normalise_basic(text).split() or [""]
     distances = [
       min(Levenshtein.normalized_distance(name.lower(), word) for word in words) for name in names
     ]
@@ -103,21 +98,19 @@ def speed(retriever: EntityRetriever, recordings: list[np.ndarray], size: int, k
 
 
 def transcribe(model, examples: list, lists: list[list[str]]) -> dict:
-  """WER and name errors of an SLM whose instruction ends in each utterance's list."""
+  """Word error rates of an SLM whose instruction ends in each utterance's list."""
   instructions = [with_names(INSTRUCTION, names) for names in lists]
   length = padded_length(len(prompt_ids(model.tokenizer, text)) for text in instructions)
   requests = ((e.audio, text) for e, text in zip(examples, instructions, strict=True))
   settings = GenerationSettings(batch_size=16, max_new_tokens=28, num_beams=4)
   texts = [h.text for h in hypothesise(model, requests, settings, prompt_length=length)]
-  missed = total = 0
-  for example, text in zip(examples, texts, strict=True):
-    heard = scores.normalise_basic(text).split()
-    missed += sum(name.lower() not in heard for name in names_of(example))
-    total += len(names_of(example))
-  return {
-    "wer": round(scores.wer([e.transcript for e in examples], texts).value, 2),
-    "names_missed_percent": round(100 * missed / total, 2),
+  references, names = [e.transcript for e in examples], [e.names for e in examples]
+  found = {
+    "wer": scores.wer(references, texts),
+    "b_wer": scores.biased_wer(references, texts, names),
+    "u_wer": scores.unbiased_wer(references, texts, names),
   }
+  return {metric: round(score.value, 2) for metric, score in found.items()}
 
 
 def with_slm(model, examples: list, names: list[str], systems: dict, flags) -> dict:
@@ -130,7 +123,7 @@ def with_slm(model, examples: list, names: list[str], systems: dict, flags) -> d
 
   found = {"no list": transcribe(model, examples, [[]] * len(examples))}
   for k in (5, 10, 20):
-    oracle = [among_others(names_of(example), k) for example in examples]
+    oracle = [among_others(list(example.names), k) for example in examples]
     found[f"said among {k}"] = transcribe(model, examples, oracle)
     for system, ranked in systems.items():
       shuffled = [rng.permutation(best[:k]).tolist() for best in ranked]
@@ -161,7 +154,7 @@ def main() -> None:
   examples = list(
     EvalExamples(flags.task, max_samples=MAX_SAMPLES, max_examples=flags.num_examples)
   )
-  recordings, spoken = [e.audio for e in examples], [names_of(e) for e in examples]
+  recordings, spoken = [e.audio for e in examples], [list(e.names) for e in examples]
   said = [name for names in spoken for name in names]
 
   def run_of(folder: str) -> argparse.Namespace:

@@ -2,13 +2,14 @@
 
 import seqio
 
-from slm_jax.data.names_corpus import MiniNamesSource
+from slm_jax.data.speech_corpus import MiniSpeechSource
 from slm_jax.data.speech_tasks import add_speech_task
 
-# "validation" has held-out patterns, names and voices.
+# Every sentence has names. "validation" has held-out patterns, names and voices.
 add_speech_task(
   "mini_names",
-  MiniNamesSource({"train": 7_000, "validation": 160}, seed=6),
+  MiniSpeechSource("biasing", {"train": 7_000, "validation": 160}, seed=6, num_distractors=0),
   seqio.ByteVocabulary(),
   instructions=False,
+  target="names",
 )

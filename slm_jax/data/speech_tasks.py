@@ -138,6 +138,7 @@ def add_speech_task(
   vocabulary: seqio.Vocabulary,
   *,
   instructions: bool = True,
+  target: str = "target",
   metrics: Sequence[str] = (),
   kind: str = "",
   cached_only: bool = True,
@@ -153,11 +154,12 @@ def add_speech_task(
     source: its examples.
     vocabulary: of inputs and targets.
     instructions: whether the task has inputs.
+    target: field that is the answer.
     metrics: names of SeqIO metric functions, see `task_metrics`.
     kind: see `SpeechTask`.
     cached_only: whether it may be read from its cache alone.
   """
-  fields = {"targets": ("target",)}
+  fields = {"targets": (target,)}
   if instructions:
     fields["inputs"] = ("instruction",)
   tokens = {feature: seqio.Feature(vocabulary, dtype=tf.int32) for feature in fields}

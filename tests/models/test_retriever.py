@@ -60,8 +60,15 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def model(batch):
+  """Jitted: (whole, speech, entities, scale) of one set of parameters."""
   module = SpeechRetriever(WHOLE)
-  return module, nn.unbox(module.init(jax.random.key(0), batch)["params"])
+  params = nn.unbox(jax.jit(module.init)(jax.random.key(0), batch)["params"])
+
+  def bound(method):
+    return jax.jit(lambda *inputs: module.apply({"params": params}, *inputs, method=method))
+
+  methods = ("__call__", "embed_speech", "embed_entities")
+  return *(bound(method) for method in methods), params["retriever"]["scale"]["log"]
 
 
 def read_back(tokens: np.ndarray) -> str:
@@ -97,33 +104,24 @@ def test_similarity_is_the_soft_maximum_of_cosines():
 
 
 def test_padding_and_neighbours_never_matter(model, batch):
-  module, params = model
-  embed = jax.jit(lambda *x: module.apply({"params": params}, *x, method="embed_speech"))
+  _, embed, entities, _ = model
   speech, mask = embed(batch.audio, batch.audio_lengths)
-  assert mask.sum(axis=1).tolist() == [8, 4, 0]
+  assert mask.sum(axis=1).tolist() == [5, 3, 0]
   np.testing.assert_allclose(np.linalg.norm(speech[mask], axis=-1), 1, atol=1e-5)
   loud = np.where(np.arange(6000) < batch.audio_lengths[:, None], batch.audio, 9999)
   again, _ = embed(loud.astype(np.int16), batch.audio_lengths)
   np.testing.assert_array_equal(speech[mask], again[mask])
-
-  def entities(texts, length):
-    tokens = encode_entities(texts, length)
-    return module.apply({"params": params}, tokens, method="embed_entities")
-
-  np.testing.assert_allclose(
-    entities(["Anna", "Bo"], 6)[1:], entities(["Bo"], 12), atol=1e-5, rtol=1e-5
-  )
+  longer = entities(encode_entities(["Bo"], 12))
+  np.testing.assert_allclose(entities(encode_entities(["Anna", "Bo"], 6))[1:], longer, atol=1e-5)
 
 
 def test_a_batch_compares_every_utterance_with_every_place(model, batch):
-  module, params = model
-  logits, texts, real = module.apply({"params": params}, batch)
+  whole, embed, entities, log_scale = model
+  logits, texts, real = whole(batch)
   assert logits.shape == (3, 6) and real.tolist() == [True, True, True, False, False, False]
   assert [read_back(t) for t in np.asarray(texts)[:3]] == ["Anna", "Bo", "Zoë"]
-  bound = {"params": params}
-  speech, mask = module.apply(bound, batch.audio, batch.audio_lengths, method="embed_speech")
-  alone = module.apply(bound, encode_entities(["Anna", "Bo", "Zoë"], 6), method="embed_entities")
-  scale = np.exp(params["retriever"]["scale"]["log"])
+  speech, mask = embed(batch.audio, batch.audio_lengths)
+  alone, scale = entities(encode_entities(["Anna", "Bo", "Zoë"], 6)), jnp.exp(log_scale)
   similar = soft_maximum(speech, mask, alone, scale)
   np.testing.assert_allclose(logits[:, :3], scale * similar, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(logits[2], -2 * scale[0])  # nothing was heard
@@ -134,19 +132,17 @@ def test_a_batch_compares_every_utterance_with_every_place(model, batch):
   [{"width": 8}, {"embedding_dim": 4}, {"max_entities": 1}, {"max_entity_bytes": 5}],
   ids=str,
 )
-def test_each_field_changes_the_model(model, batch, change):
+def test_each_field_changes_the_model(batch, change):
   other = SpeechRetriever(
     dataclasses.replace(WHOLE, retriever=dataclasses.replace(CONFIG, **change))
   )
 
   def shapes(module):
-    made, params = jax.eval_shape(
-      lambda: module.init_with_output(jax.random.key(0), jax.tree.map(jnp.asarray, batch))
-    )
+    made, params = jax.eval_shape(module.init_with_output, jax.random.key(0), batch)
     flat = parameters.flatten(nn.unbox(params["params"]))
     return [x.shape for x in made], {path: leaf.shape for path, leaf in flat.items()}
 
-  assert shapes(other) != shapes(model[0])
+  assert shapes(other) != shapes(SpeechRetriever(WHOLE))
 
 
 def test_impossible_shapes_are_refused():
