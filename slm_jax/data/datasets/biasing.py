@@ -40,7 +40,7 @@ class Biased(Transcribe):
     hints = ", ".join(self._hints.words(text, self.rng(record, "hints")))
     instruction = self.instruction(record, hints=hints)
     filled = self.filled(record, target=text, instruction=instruction, transcript=text)
-    return dataclasses.replace(filled, names="|".join(self.own_words(text)))
+    return dataclasses.replace(filled, names="|".join(self._hints.own_words(text)))
 
   def describe(self) -> dict[str, Any]:
     return {**super().describe(), **self._hints.describe()}
