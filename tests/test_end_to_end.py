@@ -187,7 +187,7 @@ def test_bundles_are_scored_side_by_side_with_identical_texts_on_one_device_and_
     (["--compare", str(run_dir)], "two evaluations"),
     (["--rescore", str(tmp_path)], "holds no evaluation"),
     (["--rescore", str(run_dir), "--normaliser=x"], "unknown normaliser"),
-    ([*GIN, *chosen[:-1], f"--bundle=one={run_dir}"], "one stands for several"),
+    ([*GIN, *chosen[:-1], f"--bundle=one={bundle}"], "one stands for several"),
     ([*GIN, *chosen, "--report=r.html"], "go with one model"),
   ):
     assert main(["eval", *argv]) == 2

@@ -17,7 +17,7 @@ EXAMPLE = (
 def run(argv: list[str]) -> int:
   """Writes a manifest, its audio and a card; returns the exit status."""
   flags, _ = parse(_parser(), argv)
-  output_folder(flags.output)
+  _check_output(flags.output)
   import seqio
 
   from slm_jax import interop
@@ -79,6 +79,14 @@ def run(argv: list[str]) -> int:
     print(f"{split}: {found['examples']} of {found['records']} records{left_out}")
   print(Path(flags.output))
   return 0
+
+
+def _check_output(path: str) -> None:
+  """Raises UserError for an --output that cannot be made; leaves nothing there."""
+  there = Path(path).exists()
+  folder = output_folder(path)
+  if not there:
+    folder.rmdir()
 
 
 def output_folder(path: str) -> Path:

@@ -15,6 +15,7 @@ EXAMPLE = (
   "  curl -F file=@a.wav -F model=mini http://127.0.0.1:8000/v1/audio/transcriptions"
 )
 TOKEN_VARIABLE = "SLM_JAX_TOKEN"
+_LARGEST_PORT = 65_535
 
 
 def run(argv: list[str]) -> int:
@@ -73,6 +74,8 @@ def _bound(host: str, port: int) -> list[socket.socket]:
   """Sockets that have their addresses before models are loaded; they do not listen yet."""
   found = []
   try:
+    if port > _LARGEST_PORT:  # getaddrinfo would take the rest of a division
+      raise OverflowError(f"ports end at {_LARGEST_PORT}")
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, address in dict.fromkeys(addresses):
       found.append(socket.socket(family, kind, protocol))

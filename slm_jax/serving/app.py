@@ -167,7 +167,7 @@ class _Server:
     return await self._audio(request, "translate", target="English")
 
   async def _audio(self, request: Request, task: str, **fields: str) -> Response:
-    async with request.form(max_files=1, max_fields=16) as form:
+    async with request.form(max_files=2, max_fields=16) as form:
       asked = await anyio.to_thread.run_sync(
         lambda: requests.read_form(form, max_seconds=self._limits.max_audio_seconds)
       )

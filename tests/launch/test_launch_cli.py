@@ -132,7 +132,7 @@ def test_preflight_sees_the_run_on_all_its_slices(fits, capsys):
     (["AdapterRecipe.speech_encoder='/bases/encoder'"], "is outside"),
     (["AdapterRecipe.language_model='../mt5'"], "is outside"),
     (["AdapterRecipe.language_model='runs/mt5'"], ".dockerignore leaves out runs"),
-    (["train.initial_checkpoint_path='/other/checkpoint_1'"], "is outside"),
+    (["INITIAL_CHECKPOINT_PATH='/other/checkpoint_1'"], "is outside"),
     ([f"AdapterRecipe.language_model='{ROOT}/bases/mt5'"], "image has it as bases/mt5"),
     (["MIXTURE_OR_TASK_MODULE='tasks.no_such'"], "MIXTURE_OR_TASK_MODULE='tasks.no_such'"),
     (["MIXTURE_OR_TASK_MODULE='no_such.tasks'"], "MIXTURE_OR_TASK_MODULE='no_such.tasks'"),

@@ -110,8 +110,9 @@ def test_the_loss_is_that_of_the_audio(tmp_path, tiny_bases, reduction, ctc_embe
 
   without = {part: tree for part, tree in params.items() if part != "speech_encoder"}
   expected, found = loss(params, heard), loss(without, cached)
-  assert found.keys() == expected.keys()
-  for name in expected:
+  # What had no room was left out when the frames were made.
+  assert found.keys() == expected.keys() - {"frames_lost"}
+  for name in found:
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
 
