@@ -197,7 +197,8 @@ class StoredParameter:
     """Reads `index` of one tensor into `target`; False if values are not finite."""
     stacked = self.layers == "axis1"
     # From here on `index` is that of one layer, and arrays are [layers, …one layer…].
-    layers, index = (index[:1], index[1:]) if stacked else (index[:0], index)
+    split = int(stacked)
+    layers, index = index[:split], index[split:]
     target = target if stacked else target[None]
     if self.transposed:
       target, index = np.swapaxes(target, -1, -2), index[::-1]
