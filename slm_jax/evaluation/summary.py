@@ -25,14 +25,15 @@ SAMPLES_PER_TASK = 6
 def print_scores(result: EvaluationResult, name: str) -> None:
   """One row a task and metric, one column a system, and the model's interval; percent. Then who does not listen."""
   systems = [system for system in SYSTEMS if any(system in task.scores for task in result.tasks)]
-  table = Table(title=f"{name}: scores, percent")
+  table = Table(title=f"{name}: scores, percent", padding=0)
   for column in ("task", "n", "metric", *systems, "slm, 95 %"):
-    table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    left = column in ("task", "metric")
+    table.add_column(column, justify="left" if left else "right", no_wrap=column == "task")
   for task in result.tasks:
     for metric, score in task.scores["slm"].items():
       values = [task.scores.get(system, {}).get(metric) for system in systems]
       cells = ["" if value is None else f"{value.value:.1f}" for value in values]
-      interval = "" if score.interval is None else "{:.1f} to {:.1f}".format(*score.interval)
+      interval = "" if score.interval is None else "{:.1f}–{:.1f}".format(*score.interval)
       table.add_row(task.task, str(len(task.predictions)), metric, *cells, interval)
   console = Console()
   console.print(table)
