@@ -63,6 +63,8 @@ def main(path, instruction):
     )
   pieces = sentencepiece.SentencePieceProcessor(model_file=str(HERE / "spiece.model"))
   tokens = [*pieces.encode(instruction), MANIFEST["eos_id"]]
+  if len(tokens) > MANIFEST["prompt_length"]:
+    sys.exit(f"{instruction!r}: {len(tokens)} tokens, {MANIFEST['prompt_length']} at most")
   audio = np.zeros((MANIFEST["batch_size"], MANIFEST["samples"]), np.int16)
   audio[:, : len(samples)] = samples
   prompt = np.zeros((MANIFEST["batch_size"], MANIFEST["prompt_length"]), np.int32)
