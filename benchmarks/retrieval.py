@@ -21,11 +21,11 @@ from rapidfuzz.distance import Levenshtein
 from slm_jax import interop
 from slm_jax.cli.run_folder import load_retriever_run, load_run
 from slm_jax.data import registry
-from slm_jax.data.batches import EvalExamples
+from slm_jax.data.eval_examples import EvalExamples
 from slm_jax.data.mini_world.biasing import with_names
 from slm_jax.data.mini_world.names import sample_name
 from slm_jax.data.mini_world.splits import Draws
-from slm_jax.evaluation import scores
+from slm_jax.evaluation.bootstrap import Resampling
 from slm_jax.evaluation.ctc_transcriber import CtcTranscriber
 from slm_jax.evaluation.generation import (
   GenerationSettings,
@@ -34,6 +34,8 @@ from slm_jax.evaluation.generation import (
   prompt_ids,
 )
 from slm_jax.evaluation.normalisers import normalise_basic
+from slm_jax.evaluation.scores import score, score_of
+from slm_jax.evaluation.statistics import Statistics, mean
 from slm_jax.retrieval import EntityRetriever, load_retriever
 from slm_jax.training.recipes import resolve_path
 from slm_jax.training.restore import load_speech_language_model
@@ -60,11 +62,11 @@ def recall(spoken: list[list[str]], rankings: list[list[list[str]]], k: int) -> 
     ],
     axis=0,
   )
-  counts = np.asarray([len(said) for said in spoken])
-  rows = np.random.default_rng(0).integers(len(hits), size=(1000, len(hits)))
-  low, high = np.percentile(100 * hits[rows].sum(1) / counts[rows].sum(1), [2.5, 97.5])
-  value = 100 * hits.sum() / counts.sum()
-  return {"recall": round(value, 1), "low": round(low, 1), "high": round(high, 1)}
+  rows = np.stack([hits, [len(said) for said in spoken]], axis=1)
+  found = score_of(Statistics(metric="recall", rows=rows, value=mean), resampling=Resampling())
+  assert found.interval is not None
+  low, high = found.interval
+  return {"recall": round(found.value, 1), "low": round(low, 1), "high": round(high, 1)}
 
 
 def by_edit_distance(texts: list[str], names: list[str]) -> list[list[str]]:
@@ -105,12 +107,10 @@ def transcribe(model, examples: list, lists: list[list[str]]) -> dict:
   settings = GenerationSettings(batch_size=16, max_new_tokens=28, num_beams=4)
   texts = [h.text for h in hypothesise(model, requests, settings, prompt_length=length)]
   references, names = [e.transcript for e in examples], [e.names for e in examples]
-  found = {
-    "wer": scores.wer(references, texts),
-    "b_wer": scores.biased_wer(references, texts, names),
-    "u_wer": scores.unbiased_wer(references, texts, names),
+  return {
+    metric: round(score(metric, references, texts, names=names).value, 2)
+    for metric in ("wer", "b_wer", "u_wer")
   }
-  return {metric: round(score.value, 2) for metric, score in found.items()}
 
 
 def with_slm(model, examples: list, names: list[str], systems: dict, flags) -> dict:

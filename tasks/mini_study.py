@@ -64,13 +64,13 @@ def _register(
 
 
 def _kind(task: str) -> str:
-  return {"repeat": "transcription", "translate": "translation"}.get(task, "answer")
+  kinds = {"repeat": "transcription", "translate": "translation", "biasing": "biasing"}
+  return kinds.get(task, "answer")
 
 
 def _register_evaluated(name: str, task: str, seed: int, **settings) -> None:
   source = MiniSpeechSource(task, {"validation": NUM_EVALUATED}, seed=seed, **settings)
-  kind = "transcription" if task in ("repeat", "biasing") else _kind(task)
-  add_speech_task(name, source, VOCABULARY, kind=kind)
+  add_speech_task(name, source, VOCABULARY, kind=_kind(task))
 
 
 _register("study", validation=True)

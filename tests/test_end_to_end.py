@@ -15,7 +15,7 @@ import soundfile
 
 import slm_jax.bundle
 from slm_jax.cli.main import main
-from slm_jax.data.batches import EvalExamples
+from slm_jax.data.eval_examples import EvalExamples
 from slm_jax.evaluation.generation import GenerationSettings
 from slm_jax.evaluation.runner import evaluate
 from slm_jax.evaluation.writer import read_metrics, read_predictions

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.study import conditions, report, scoring
 from benchmarks.study.runs import EXPERIMENT, RUNS
 from slm_jax import config
-from slm_jax.data.batches import SpeechExample
+from slm_jax.data.eval_examples import SpeechExample
 from slm_jax.training.loop import describe
 
 

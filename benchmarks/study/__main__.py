@@ -1,10 +1,10 @@
-"""The miniature study: trains its adapters, asks them, and writes docs/study.md.
+"""The miniature study: trains its adapters, asks them, and writes study.md, study.json and pictures.
 
   python -m benchmarks.study                # make study
   python -m benchmarks.study --only=seed    # runs whose name begins so
   python -m benchmarks.study --report       # from what has been measured so far
 
-About three hours on two cores. Killed, it goes on with the same command: trainings from their last checkpoint, finished
+Killed, it goes on with the same command: trainings from their last checkpoint, finished
 texts are kept. Everything lies in runs/study, or --folder.
 """
 
@@ -58,18 +58,14 @@ def _slm_jax(mode: str, run: StudyRun, bindings: dict) -> None:
 
 def measure(run: StudyRun, folder: Path) -> None:
   """Asks the run's adapter; the first one's bases, which all share, are asked too."""
-  _ask(
-    folder / run.name,
-    folder / run.name / "texts",
-    run,
-    "slm,shuffled,silenced" if run.whole or run.group == "probe" else "slm",
-  )
+  probed = run.whole or run.group == "probe"
+  _ask(run, folder, folder / run.name / "texts", "slm,shuffled,silenced" if probed else "slm")
   if run is RUNS[0]:
-    _ask(folder / run.name, folder / BASES, run, "ctc,oracle,cascade")
+    _ask(run, folder, folder / BASES, "ctc,oracle,cascade")
 
 
-def _ask(model_dir: Path, output: Path, run: StudyRun, systems: str) -> None:
-  argv = [sys.executable, "-m", "benchmarks.study.measure", f"--model_dir={model_dir}"]
+def _ask(run: StudyRun, folder: Path, output: Path, systems: str) -> None:
+  argv = [sys.executable, "-m", "benchmarks.study.measure", f"--model_dir={folder / run.name}"]
   argv += [f"--output={output}", f"--systems={systems}", *(() if run.whole else ("--short",))]
   subprocess.run(argv, check=True)
 

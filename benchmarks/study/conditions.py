@@ -21,7 +21,7 @@ TASKS = {
 }
 LIST_LENGTHS = (5, 20, 100)
 SHORT = ("asr", "ast_unseen", "question", "reverse", "names_20")
-SHUFFLED = ("asr", "ast_unseen", "question")
+PROBED = ("asr", "ast_unseen", "question")  # with wrong audio and with none
 NAMES_TASK = "study_names"
 
 
@@ -31,6 +31,22 @@ def names_conditions() -> Iterator[tuple[str, int, bool]]:
   for count in LIST_LENGTHS:
     yield f"names_{count}", count, True
     yield f"names_{count}_anti", count, False
+
+
+def kind_of(condition: str) -> str:
+  """The kind of task, as `slm_jax eval` scores it."""
+  if condition.startswith("names"):
+    return "biasing"
+  if condition in ("asr", "wordings"):
+    return "transcription"
+  return "translation" if condition.startswith("ast") else "answer"
+
+
+def is_asked(system: str, condition: str) -> bool:
+  """Whether a system answers in a condition: CTC knows of no instruction."""
+  if system in ("shuffled", "silenced"):
+    return condition in PROBED
+  return system != "ctc" or condition in ("asr", "wordings", "names_none")
 
 
 def with_list(examples: Sequence, num_distractors: int, listed: bool) -> list:

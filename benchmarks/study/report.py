@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from benchmarks.study import conditions
 from benchmarks.study.runs import RUNS, StudyRun
 from benchmarks.study.scoring import Measured, measured, metrics_of
+from slm_jax.evaluation.statistics import ERROR_METRICS
 
 SEEDS = tuple(run for run in RUNS if run.group == "seeds")
 BASE_SYSTEMS = ("ctc", "cascade", "oracle")
+_OTHERS = ("cascade", "oracle", "ctc", "shuffled", "silenced")
 _COLOURS = {"slm": "#2a6f97", "cascade": "#c98b3c", "oracle": "#8a8a8a"}
 
 
@@ -23,7 +25,7 @@ def write_report(folder: Path) -> Path:
   headline = _headline(folder, texts)
   groups = {run.group: None for run in RUNS if run.group != "seeds"}
   rows = {group: _compared(folder, group) for group in groups}
-  sections = [_headline_table(headline, len(texts)), _names_table(headline)]
+  sections = [_headline_table(headline, len(texts)), _names_table(headline), _probe_table(folder)]
   sections += [_group_table(group, found) for group, found in rows.items() if len(found) > 1]
   page = folder / "study.md"
   page.write_text("\n\n".join(sections) + "\n", "utf-8")
@@ -66,28 +68,36 @@ def _headline_table(headline: dict, num_seeds: int) -> str:
   for name, row in headline.items():
     if name.startswith("names") or "slm" not in row:
       continue
-    slm, cells = (
-      row["slm"],
-      [_plain(row.get(s)) for s in ("cascade", "oracle", "ctc", "shuffled", "silenced")],
-    )
+    slm, oracle = row["slm"], row.get("oracle")
     share = (
-      f"{100 * slm.value / row['oracle'].value:.0f} %"
-      if "oracle" in row and slm.metric != "wer"
+      f"{100 * slm.value / oracle.value:.0f} %"
+      if oracle and slm.metric not in ERROR_METRICS
       else ""
     )
-    rows.append((name, _full(slm), " / ".join(f"{v:.1f}" for v in slm.values), share, *cells))
+    each = " / ".join(f"{value:.1f}" for value in slm.values)
+    rows.append((name, _full(slm), each, share, *(_plain(row.get(s)) for s in _OTHERS)))
   columns = (
     "condition, metric",
     f"SLM, {num_seeds} seeds together",
     "each seed",
     "of the oracle",
-    "cascade",
-    "oracle",
-    "CTC",
-    "shuffled",
-    "silenced",
+    *_OTHERS,
   )
   return _table(columns, rows)
+
+
+def _probe_table(folder: Path) -> str:
+  """Of an adapter that listens and of one that was trained deaf: the right audio / another one / silence."""
+  rows = []
+  for run in (SEEDS[0], *(run for run in RUNS if run.group == "probe")):
+    cells = []
+    for condition in conditions.PROBED:
+      metric = metrics_of(condition)[0]
+      texts = [folder / run.name / "texts"]
+      found = (measured(texts, s, condition, metric) for s in ("slm", "shuffled", "silenced"))
+      cells.append(" / ".join(_plain(one) or "–" for one in found))
+    rows.append((run.label, *cells))
+  return _table(("right / wrong audio / silence", *conditions.PROBED), rows)
 
 
 def _names_table(headline: dict) -> str:
@@ -136,15 +146,8 @@ def _draw_headline(headline: dict, path: Path) -> None:
     at = [i + offset for i, score in enumerate(scores) if score is not None]
     known = [score for score in scores if score is not None]
     error = [[s.value - s.low for s in known], [s.high - s.value for s in known]]
-    axes.bar(
-      at,
-      [s.value for s in known],
-      0.26,
-      color=colour,
-      label=system,
-      yerr=error,
-      error_kw={"lw": 0.8},
-    )
+    bars = {"color": colour, "label": system, "yerr": error, "error_kw": {"lw": 0.8}}
+    axes.bar(at, [s.value for s in known], 0.26, **bars)
   axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=8)
   axes.set_ylabel("percent")
   axes.legend(frameon=False, ncols=3, loc="upper right")
@@ -169,16 +172,8 @@ def _draw_names(headline: dict, path: Path) -> None:
     ]
     points = [(n, s) for n, s in zip(conditions.LIST_LENGTHS, scores, strict=True) if s is not None]
     error = [[s.value - s.low for _, s in points], [s.high - s.value for _, s in points]]
-    axes.errorbar(
-      [n for n, _ in points],
-      [s.value for _, s in points],
-      error,
-      color=colour,
-      marker="o",
-      ms=4,
-      label=label,
-      capsize=2,
-    )
+    style = {"color": colour, "marker": "o", "ms": 4, "label": label, "capsize": 2}
+    axes.errorbar([n for n, _ in points], [s.value for _, s in points], error, **style)
   axes.set_xscale("log")
   axes.set_xticks(conditions.LIST_LENGTHS, [str(n) for n in conditions.LIST_LENGTHS])
   axes.set_xlabel("distractors in the list")

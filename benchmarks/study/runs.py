@@ -34,64 +34,44 @@ class StudyRun:
   frames: bool = True
 
 
-def _reduction(kind: str, factor: int = 4, max_frames: float = 0.5, **more) -> dict:
-  return {
-    **PLAIN,
-    "LengthReductionConfig.kind": kind,
-    "LengthReductionConfig.factor": factor,
-    "LengthReductionConfig.max_frames": max_frames,
-    **more,
-  }
-
-
 def _mixture(name: str) -> dict:
   return {"MIXTURE_OR_TASK_NAME": name}
 
 
+def _heard(group: str, name: str, label: str, **bindings) -> StudyRun:
+  """Over utterances or frames that no other run shares."""
+  return StudyRun(name=name, group=group, label=label, bindings=bindings, frames=False)
+
+
+def _reduction(
+  name: str, label: str, kind: str, factor: int = 4, max_frames: float = 0.5
+) -> StudyRun:
+  settings = {"kind": kind, "factor": factor, "max_frames": max_frames}
+  bindings = {f"LengthReductionConfig.{field}": value for field, value in settings.items()}
+  return _heard("reduction", name, label, **PLAIN, **bindings)
+
+
+def _seed(seed: int) -> StudyRun:
+  bindings = {"RANDOM_SEED": seed}
+  return StudyRun(
+    name=f"seed{seed}", group="seeds", label=f"seed {seed}", bindings=bindings, whole=True
+  )
+
+
+def _depth(depth: int) -> StudyRun:
+  bindings = {"AdapterConfig.num_layers": depth}
+  return StudyRun(name=f"depth{depth}", group="depth", label=f"{depth} layers", bindings=bindings)
+
+
 RUNS = (
+  *map(_seed, range(3)),
+  _heard("probe", "deaf", "audio of other sentences", **_mixture("study_deaf_slm")),
+  *map(_depth, (0, 1, 4)),
   *(
-    StudyRun(
-      name=f"seed{seed}",
-      group="seeds",
-      label=f"seed {seed}",
-      bindings={"RANDOM_SEED": seed},
-      whole=True,
-    )
-    for seed in range(3)
+    _heard("data", f"data{n}", f"{n} utterances", **_mixture(f"study_{n}_slm"))
+    for n in (92, 460, 1840)
   ),
-  StudyRun(
-    name="deaf",
-    group="probe",
-    label="audio of other sentences",
-    bindings=_mixture("study_deaf_slm"),
-    frames=False,
-  ),
-  *(
-    StudyRun(
-      name=f"depth{depth}",
-      group="depth",
-      label=f"{depth} layers",
-      bindings={"AdapterConfig.num_layers": depth},
-    )
-    for depth in (0, 1, 4)
-  ),
-  *(
-    StudyRun(
-      name=f"data{count}",
-      group="data",
-      label=f"{count} utterances",
-      bindings=_mixture(f"study_{count}_slm"),
-      frames=False,
-    )
-    for count in (92, 460, 1840)
-  ),
-  StudyRun(
-    name="one_wording",
-    group="wordings",
-    label="one instruction a task",
-    bindings=_mixture("study_one_slm"),
-    frames=False,
-  ),
+  _heard("wordings", "one_wording", "one instruction a task", **_mixture("study_one_slm")),
   StudyRun(
     name="text_first",
     group="order",
@@ -101,74 +81,14 @@ RUNS = (
   StudyRun(
     name="lora", group="lora", label="LoRA of rank 8 on the LM", gin_files=("models/lora.gin",)
   ),
-  StudyRun(
-    name="drop4",
-    group="reduction",
-    label="every 4th frame",
-    bindings=_reduction("drop"),
-    frames=False,
-  ),
-  StudyRun(
-    name="stack4",
-    group="reduction",
-    label="4 frames side by side",
-    bindings=_reduction("stack"),
-    frames=False,
-  ),
-  StudyRun(
-    name="tokens",
-    group="reduction",
-    label="one frame a CTC token",
-    bindings=_reduction("ctc_tokens", max_frames=0.4),
-    frames=False,
-  ),
-  StudyRun(
-    name="blank",
-    group="reduction",
-    label="frames that are not blank",
-    bindings=_reduction("ctc_blank"),
-    frames=False,
-  ),
-  StudyRun(
-    name="mean4",
-    group="reduction",
-    label="mean of 4 frames",
-    bindings=_reduction("mean"),
-    frames=False,
-  ),
-  StudyRun(
-    name="conv4",
-    group="reduction",
-    label="convolution of stride 4",
-    bindings=_reduction("conv"),
-    frames=False,
-  ),
-  StudyRun(
-    name="collapse",
-    group="reduction",
-    label="mean of each CTC run",
-    bindings=_reduction("ctc_collapse"),
-    frames=False,
-  ),
-  StudyRun(
-    name="random4",
-    group="reduction",
-    label="a random one of 4 frames",
-    bindings=_reduction("random_drop"),
-    frames=False,
-  ),
-  StudyRun(
-    name="stack2",
-    group="reduction",
-    label="2 frames side by side",
-    bindings=_reduction("stack", 2),
-    frames=False,
-  ),
-  StudyRun(
-    name="stack8",
-    group="reduction",
-    label="8 frames side by side",
-    bindings=_reduction("stack", 8),
-    frames=False,
-  ),
+  _reduction("drop4", "every 4th frame", "drop"),
+  _reduction("stack4", "4 frames side by side", "stack"),
+  _reduction("tokens", "one frame a CTC token", "ctc_tokens", max_frames=0.4),
+  _reduction("blank", "frames that are not blank", "ctc_blank"),
+  _reduction("mean4", "mean of 4 frames", "mean"),
+  _reduction("conv4", "convolution of stride 4", "conv"),
+  _reduction("collapse", "mean of each CTC run", "ctc_collapse"),
+  _reduction("random4", "a random one of 4 frames", "random_drop"),
+  _reduction("stack2", "2 frames side by side", "stack", 2),
+  _reduction("stack8", "8 frames side by side", "stack", 8),
 )

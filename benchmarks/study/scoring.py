@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.study.conditions import kind_of
 from slm_jax.evaluation.bootstrap import Resampling, interval
 from slm_jax.evaluation.statistics import Statistics, statistics_of
+from slm_jax.evaluation.task_scores import KIND_METRICS
 
-METRICS = {"asr": "wer", "wordings": "wer", "ast_trained": "bleu", "ast_unseen": "bleu"}
 RESAMPLING = Resampling()
 
 
@@ -26,9 +27,8 @@ class Measured:
 
 def metrics_of(condition: str) -> tuple[str, ...]:
   """What a condition is scored by; the first is the headline."""
-  if condition.startswith("names"):
-    return ("b_wer", "wer")
-  return (METRICS.get(condition, "exact"),)
+  kind = kind_of(condition)
+  return ("b_wer", "wer") if kind == "biasing" else KIND_METRICS[kind][:1]
 
 
 def measured(folders: Sequence[Path], system: str, condition: str, metric: str) -> Measured | None:

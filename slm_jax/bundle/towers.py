@@ -40,7 +40,8 @@ def export_transformers(recipe: AdapterRecipe, checkpoint: epath.Path, output: P
   check_output(Path(output))
   encoder = _encoder_folder(recipe)
   language_model = _language_model(recipe)
-  check_bases(checkpoint, recipe.build().loaded, parameters.flatten(restore_trained(checkpoint)))
+  adapter = _adapter(checkpoint)
+  check_bases(checkpoint, recipe.build().loaded, ())
   with atomic_folder(Path(output)) as partial:
     (partial / "speech_encoder").mkdir()
     for file in sorted(encoder.iterdir()):
@@ -53,8 +54,8 @@ def export_transformers(recipe: AdapterRecipe, checkpoint: epath.Path, output: P
       language_model.tokenizer_path,
       max_shard_bytes=SHARD_BYTES,
     )
-    adapter = parameters.flatten(_adapter(checkpoint))
-    write_tensors(partial, {name.replace("/", "."): x for name, x in adapter.items()})
+    flat = parameters.flatten(adapter)
+    write_tensors(partial, {name.replace("/", "."): x for name, x in flat.items()})
     (partial / WEIGHTS_NAME).rename(partial / WEIGHTS)
   return Path(output)
 
@@ -71,13 +72,14 @@ def export_t5x(recipe: AdapterRecipe, checkpoint: epath.Path, output: Path | str
   step = int(checkpoint.name.rpartition("_")[2])
   language_model = _language_model(recipe)
   loaded = recipe.build().loaded
-  check_bases(checkpoint, loaded, parameters.flatten(restore_trained(checkpoint)))
+  adapter = _adapter(checkpoint)
+  check_bases(checkpoint, loaded, ())
   encoder = loaded.get("speech_encoder", {})
   with atomic_folder(Path(output)) as partial:
     save_t5x_checkpoint(
       partial / "language_model", language_model.config, language_model.params, step
     )
-    for name, tree in (("adapter", _adapter(checkpoint)), ("speech_encoder", encoder)):
+    for name, tree in (("adapter", adapter), ("speech_encoder", encoder)):
       write_target(partial / name, _arrays(tree), step)
   return Path(output)
 
@@ -88,6 +90,7 @@ def _arrays(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _adapter(checkpoint: epath.Path) -> dict:
+  """What a checkpoint has trained; raises UserError if that is more than an adapter, before anything is written."""
   trained = restore_trained(checkpoint)
   if set(trained) != {"adapter"}:
     raise UserError(

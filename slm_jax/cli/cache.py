@@ -92,7 +92,7 @@ def _splits(train, flags: argparse.Namespace) -> Iterator[tuple]:
   import seqio
 
   from slm_jax.data import registry
-  from slm_jax.data.batches import hide_accelerators
+  from slm_jax.data.provider import hide_accelerators
   from slm_jax.data.utterances import check_repeatable
 
   hide_accelerators()

@@ -132,7 +132,7 @@ def _evaluate(eval_config, flags, run_processes) -> None:
 def _examples(eval_config) -> tuple[list, dict[str, dict]]:
   """The examples of all tasks, and the version of each task's data."""
   from slm_jax.data import registry
-  from slm_jax.data.batches import EvalExamples
+  from slm_jax.data.eval_examples import EvalExamples
 
   max_samples = eval_config.task_feature_lengths["audio"]
   examples, data = [], {}

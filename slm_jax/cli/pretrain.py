@@ -39,7 +39,7 @@ def _score(pretrain, digest: str, command: str) -> None:
   from pathlib import Path
 
   from slm_jax import interop
-  from slm_jax.data.batches import EvalExamples
+  from slm_jax.data.eval_examples import EvalExamples
   from slm_jax.data.text_examples import text_examples
   from slm_jax.evaluation import pretraining
   from slm_jax.training.recipes import BestRQRecipe, LanguageModelRecipe

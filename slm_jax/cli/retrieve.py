@@ -9,7 +9,7 @@ from slm_jax.errors import UserError
 
 EXAMPLE = (
   "slm_jax retrieve --model_dir=runs/mini_retriever --entities=names.txt --audio=a.wav "
-  "--k=10 --instruction='Transcribe this. Names: {entities}.' > requests.jsonl"
+  "--k=10 --instruction='Transcribe this. Names may be {entities}.' > requests.jsonl"
 )
 
 

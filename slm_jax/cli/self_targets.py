@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from slm_jax.cli.main import Parser, parse
+from slm_jax.cli.output_folder import check_output_folder
 from slm_jax.errors import UserError
 
 ACTION = "self_targets"
@@ -17,12 +18,12 @@ EXAMPLE = (
 def run(argv: list[str]) -> int:
   """Writes a manifest, its audio and a card; returns the exit status."""
   flags, _ = parse(_parser(), argv)
-  _check_output(flags.output)
+  check_output_folder(flags.output)
   import seqio
 
   from slm_jax import interop
   from slm_jax.data import registry
-  from slm_jax.data.batches import hide_accelerators
+  from slm_jax.data.provider import hide_accelerators
   from slm_jax.data.self_targets import write_self_targets
   from slm_jax.evaluation.text_answers import TextAnswers
   from slm_jax.models.generation_config import GenerationConfig
@@ -79,25 +80,6 @@ def run(argv: list[str]) -> int:
     print(f"{split}: {found['examples']} of {found['records']} records{left_out}")
   print(Path(flags.output))
   return 0
-
-
-def _check_output(path: str) -> None:
-  """Raises UserError for an --output that cannot be made; leaves nothing there."""
-  there = Path(path).exists()
-  folder = output_folder(path)
-  if not there:
-    folder.rmdir()
-
-
-def output_folder(path: str) -> Path:
-  """The folder that --output names, made if it is not there; raises UserError where it cannot be."""
-  try:
-    Path(path).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f"--output={path} cannot be made a folder ({error.strerror}); name another"
-    ) from error
-  return Path(path)
 
 
 def _parser() -> Parser:

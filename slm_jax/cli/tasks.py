@@ -11,6 +11,7 @@ import numpy as np
 
 from slm_jax.cli import self_targets
 from slm_jax.cli.main import parse, parser_for
+from slm_jax.cli.output_folder import output_folder
 from slm_jax.errors import UserError
 
 EXAMPLE = "slm_jax tasks check mini_asr --module=tasks.mini --num_examples=20"
@@ -80,7 +81,7 @@ def run(argv: list[str]) -> int:
   if flags.suggest_buckets and not flags.task_feature_lengths:
     parser.error("--suggest_buckets needs --task_feature_lengths")
   from slm_jax.data import registry
-  from slm_jax.data.batches import hide_accelerators
+  from slm_jax.data.provider import hide_accelerators
 
   hide_accelerators()
   registry.set_directories(flags.tfds_data_dir, flags.seqio_additional_cache_dirs)
@@ -141,10 +142,7 @@ def _show(flags: argparse.Namespace) -> int:
     for number, example in enumerate(sample, start=flags.index):
       shown = {"task": task.name, "split": split, "index": number, **_plain(example, task)}
       if len(example.audio):
-        path = (
-          self_targets.output_folder(str(folder))
-          / f"{task.name.replace('/', '_')}-{split}-{number}.wav"
-        )
+        path = output_folder(folder) / f"{task.name.replace('/', '_')}-{split}-{number}.wav"
         soundfile.write(path, example.audio, SAMPLE_RATE, subtype="PCM_16")
         write_spectrogram(
           example.audio, path.with_suffix(".png"), f"{example.id}  {example.target}"
@@ -219,7 +217,7 @@ def _check(flags: argparse.Namespace) -> int:
   if flags.suggest_buckets:
     suggested = _suggest(flags, np.concatenate([np.zeros((0, 3), int), *sizes]))
   if flags.output:
-    folder = self_targets.output_folder(flags.output)
+    folder = output_folder(flags.output)
     (folder / "report.json").write_text(json.dumps(reports, ensure_ascii=False, indent=2) + "\n")
     bad = [
       {"task": report["task"], "split": split, **problem}

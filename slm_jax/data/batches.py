@@ -1,18 +1,15 @@
-"""Batches of a SeqIO task or mixture for training, and single examples of a task for evaluation."""
+"""Batches of a SeqIO task or mixture for training."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from slm_jax.data import length_buckets, lm_rows
-from slm_jax.data.seqio_cache import MANIFEST
+from slm_jax.data.provider import contents, hide_accelerators, open_provider
 from slm_jax.data.share_stream import ID, Exhausted, ShareStream, TooLong
 from slm_jax.data.waiting_rows import Arrange, WaitingRows
 from slm_jax.errors import UserError
@@ -92,24 +89,9 @@ class TrainBatches:
       UserError: a cache is missing, the split is, or the features do not fit any converter.
     """
     hide_accelerators()
-    provider = _provider(mixture_or_task_name, split, use_cached)
+    provider = open_provider(mixture_or_task_name, split, use_cached)
     lengths = {name: int(length) for name, length in task_feature_lengths.items()}
-    unknown = sorted(set(lengths) - set(provider.output_features))
-    if unknown:
-      raise UserError(
-        f"TASK_FEATURE_LENGTHS names {unknown}; {mixture_or_task_name} has the features "
-        f"{sorted(provider.output_features)}"
-      )
-    # All in one order of names, that of the rows' sizes.
-    shapes = [
-      {name: size for name, size in bucket.items() if name not in lm_rows.LM_LENGTHS}
-      for bucket in buckets
-    ]
-    try:
-      length_buckets.check(shapes, lengths)
-      lm_rows.check(buckets, examples_per_lm_row, speech_positions)
-    except ValueError as error:
-      raise UserError(f"{mixture_or_task_name}: {error}") from error
+    shapes = _checked_shapes(provider, lengths, buckets, examples_per_lm_row, speech_positions)
     if batch_size % (num_shards * examples_per_lm_row):
       raise UserError(
         f"BATCH_SIZE={batch_size} is not a multiple of num_shards={num_shards} x "
@@ -166,7 +148,7 @@ class TrainBatches:
     # Rows that wait [shares, buckets], of all processes' shares, while that is known.
     self._counts: np.ndarray | None = None
     self.example_ids: list[str] = []
-    self.facts = {"data": self._pipeline, "examples": _contents(provider, split, use_cached)}
+    self.facts = {"data": self._pipeline, "examples": contents(provider, split, use_cached)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -297,125 +279,27 @@ class TrainBatches:
     self._counts = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechExample:
-  """One utterance with an instruction and the answer expected. Text that a task lacks is "".
-
-  `names` are the words that the answer must get right though they are rare, the biasing words: an example's field
-  `names`, in which | stands between them.
-  """
-
-  id: str
-  task: str
-  audio: np.ndarray  # int16 [S], 16 kHz
-  instruction: str
-  target: str
-  transcript: str
-  language: str
-  target_language: str
-  voice: str
-  names: tuple[str, ...] = ()
-
-
-class EvalExamples:
-  """The examples of a task's split, in the order of the data, each time it is iterated.
-
-  Attributes:
-    skipped: examples left out of the last iteration because their audio was longer than
-      `max_samples`.
-    facts: version of the data, JSON-ready: the split, its number of examples, and a digest of the cache.
-  """
-
-  def __init__(
-    self,
-    task_name: str,
-    split: str = "validation",
-    *,
-    max_samples: int | None = None,
-    max_examples: int | None = None,
-    use_cached: bool = True,
-  ):
-    """Raises UserError if the task has no such split, no audio, or lacks its cache."""
-    hide_accelerators()
-    self._task = _provider(task_name, split, use_cached)
-    if "audio" not in self._task.output_features:
-      raise UserError(
-        f"task {task_name} has no audio; its features: {sorted(self._task.output_features)}"
-      )
-    self._split = split
-    self._max_samples = max_samples
-    self._max_examples = max_examples
-    self._use_cached = use_cached
-    self.skipped = 0
-    self.facts = {"split": split, **_contents(self._task, split, use_cached)[self._task.name]}
-
-  def __iter__(self) -> Iterator[SpeechExample]:
-    self.skipped = 0
-    yielded = 0
-    dataset = self._task.get_dataset(
-      None, self._split, use_cached=self._use_cached, shuffle=False, try_in_mem_cache=False
-    )
-    for example in dataset.as_numpy_iterator():
-      if yielded == self._max_examples:
-        return
-      if self._max_samples is not None and len(example["audio"]) > self._max_samples:
-        self.skipped += 1
-        continue
-      yielded += 1
-      yield _speech_example(example)
-
-
-def _speech_example(example: dict) -> SpeechExample:
-  def text(name: str, default: str = "") -> str:
-    return example[name].decode() if name in example else default
-
-  return SpeechExample(
-    id=text("id"),
-    task=text("task"),
-    audio=example["audio"],
-    instruction=text("inputs_pretokenized"),
-    target=text("targets_pretokenized"),
-    transcript=text("transcript"),
-    language=text("language"),
-    target_language=text("target_language"),
-    voice=text("voice"),
-    names=tuple(filter(None, text("names").split("|"))),
-  )
-
-
-def hide_accelerators() -> None:
-  """Keeps TensorFlow on the CPU: it would otherwise claim the memory of JAX's devices."""
-  tf.config.set_visible_devices([], "GPU")
-  tf.config.set_visible_devices([], "TPU")
-
-
-def _contents(provider, split: str, use_cached: bool) -> dict[str, dict]:
-  """Task → its rate in the mixture, number of examples, and a digest of its cache's shards."""
-  found = {}
-  for task in seqio.get_subtasks(provider):
-    rate = provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
-    cached = use_cached and task.supports_caching and task.cache_dir
-    manifest = Path(task.cache_dir or "") / MANIFEST
-    found[task.name] = {
-      "rate": rate,
-      "examples": task.num_input_examples(split) if not cached else task.get_cached_stats(split),
-      "cache": sha256(manifest.read_bytes()).hexdigest() if cached and manifest.is_file() else None,
-    }
-  return found
-
-
-def _provider(name: str, split: str, use_cached: bool):
-  provider = seqio.get_mixture_or_task(name)
-  if split not in provider.splits:
-    raise UserError(f"{name} has no split {split!r}; it has {sorted(provider.splits)}")
-  missing = [
-    t.name
-    for t in seqio.get_subtasks(provider)
-    if use_cached and t.supports_caching and not t.cache_dir
-  ]
-  if missing:
-    folders = seqio.utils.get_global_cache_dirs()
+def _checked_shapes(
+  provider: seqio.Task | seqio.Mixture,
+  lengths: Mapping[str, int],
+  buckets: length_buckets.Buckets,
+  examples_per_lm_row: int,
+  speech_positions: lm_rows.SpeechPositions,
+) -> list[dict[str, int]]:
+  """Lengths of the features in each bucket, as given; raises UserError for what does not go together."""
+  if unknown := sorted(set(lengths) - set(provider.output_features)):
     raise UserError(
-      f"no offline cache of {missing} in {folders}; make it with slm_jax tasks or set the folder"
+      f"TASK_FEATURE_LENGTHS names {unknown}; {provider.name} has the features "
+      f"{sorted(provider.output_features)}"
     )
-  return provider
+  # All in one order of names, that of the rows' sizes.
+  shapes = [
+    {name: size for name, size in bucket.items() if name not in lm_rows.LM_LENGTHS}
+    for bucket in buckets
+  ]
+  try:
+    length_buckets.check(shapes, lengths)
+    lm_rows.check(buckets, examples_per_lm_row, speech_positions)
+  except ValueError as error:
+    raise UserError(f"{provider.name}: {error}") from error
+  return shapes

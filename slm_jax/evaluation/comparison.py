@@ -11,7 +11,7 @@ from etils import epath
 
 from slm_jax.errors import UserError
 from slm_jax.evaluation.bootstrap import Resampling, paired_difference
-from slm_jax.evaluation.html_page import write_page, write_whole
+from slm_jax.evaluation.html_page import write_page
 from slm_jax.evaluation.rescoring import normaliser_of_line, stored_lines, stored_texts
 from slm_jax.evaluation.runner import Prediction
 from slm_jax.evaluation.score_names import METRIC_NAMES
@@ -19,6 +19,7 @@ from slm_jax.evaluation.score_plot import score_plot_svg
 from slm_jax.evaluation.score_summary import with_interval
 from slm_jax.evaluation.scores import Score, score_of
 from slm_jax.evaluation.task_scores import metric_statistics, metrics_of, target_languages
+from slm_jax.evaluation.whole_file import write_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

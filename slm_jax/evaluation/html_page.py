@@ -4,9 +4,8 @@ import os
 from collections.abc import Sequence
 from html import escape
 
-from etils import epath
-
 from slm_jax.evaluation.report_style import STYLE
+from slm_jax.evaluation.whole_file import write_whole
 
 
 def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -> None:
@@ -18,15 +17,3 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -
     f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
   )
   write_whole(path, page.encode("utf-8", errors="replace"))
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file, moved into place when complete, and the folder it is in."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    partial.write_bytes(content)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)

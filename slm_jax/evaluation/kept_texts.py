@@ -3,12 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+
+from slm_jax.evaluation.whole_file import write_whole
 
 FOLDER = ".kept"
 Answers = list[tuple[str, float]]  # text and score
@@ -66,12 +67,9 @@ class KeptTexts:
     """Keeps the texts so far: at once if they are all, else now and then."""
     if not self._writes or not (complete or time.monotonic() - self._written >= self._seconds):
       return
-    path = self._path(task, system)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [(text, score if math.isfinite(score) else None) for text, score in answers]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"key": self._key(facts), "answers": rows}), "utf-8")
-    partial.replace(path)
+    content = json.dumps({"key": self._key(facts), "answers": rows})
+    write_whole(self._path(task, system), content.encode())
     self._written = time.monotonic()
 
   def clear(self) -> None:

@@ -46,9 +46,8 @@ def score_language_model(
   table = {}
   for task in sorted({example.task for example in examples}):
     rows = [i for i, example in enumerate(examples) if example.task == task]
-    exact = scores.exact_match(
-      [examples[i].target for i in rows], [answers[i] for i in rows], normaliser="none"
-    )
+    targets, texts = [examples[i].target for i in rows], [answers[i] for i in rows]
+    exact = scores.score("exact", targets, texts, normaliser="none")
     table[f"exact match, {task} ({len(rows)})"] = exact.value
   return table
 
@@ -63,8 +62,8 @@ def score_speech_encoder(
   targets = [example.target for example in examples]
   languages = [example.language for example in examples]
   table = {}
-  for metric in (scores.cer, scores.wer):
-    score = metric(targets, heard, languages)
+  for metric in ("cer", "wer"):
+    score = scores.score(metric, targets, heard, languages)
     table[f"{score.metric.upper()}, all ({len(examples)})"] = score.value
     table |= {f"{score.metric.upper()}, {k}": v for k, v in sorted(score.per_language.items())}
   return table

@@ -6,28 +6,16 @@ import hashlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 import slm_jax
+from slm_jax.evaluation.system_answers import SpeechExample
 from slm_jax.training import parameters
 from slm_jax.training.processes import code_facts
 
 _MOST_PROMPTS = 20
-
-
-class _Heard(Protocol):
-  @property
-  def id(self) -> str: ...
-  @property
-  def audio(self) -> np.ndarray: ...
-  @property
-  def instruction(self) -> str: ...
-  @property
-  def transcript(self) -> str: ...
-  @property
-  def target(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +60,7 @@ def model_version(params: dict, source: str, step: int) -> dict[str, Any]:
   return {"source": source, "step": step, **dict(sorted(parts.items()))}
 
 
-def examples_digest(examples: Sequence[_Heard]) -> str:
+def examples_digest(examples: Sequence[SpeechExample]) -> str:
   """Of everything that answers and scores of these examples depend on, in order."""
   digest = hashlib.sha256()
   for example in examples:

@@ -6,6 +6,7 @@ normaliser and, for BLEU and chrF, sacrebleu's signature: without them a number 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slm_jax.evaluation.bootstrap import Resampling, interval
 from slm_jax.evaluation.statistics import Statistics, statistics_of
@@ -69,101 +70,14 @@ def score_of(
   )
 
 
-def wer(
+def score(
+  metric: str,
   references: Sequence[str],
   hypotheses: Sequence[str],
   languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
+  **options: Any,
 ) -> Score:
-  """Word error rate over the corpus: (substitutions + deletions + insertions) / reference words."""
-  return _score("wer", references, hypotheses, languages, normaliser=normaliser)
-
-
-def cer(
-  references: Sequence[str],
-  hypotheses: Sequence[str],
-  languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
-) -> Score:
-  """Character error rate, spaces counted as characters, over the corpus."""
-  return _score("cer", references, hypotheses, languages, normaliser=normaliser)
-
-
-def biased_wer(
-  references: Sequence[str],
-  hypotheses: Sequence[str],
-  names: Sequence[Sequence[str]],
-  languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
-) -> Score:
-  """B-WER (Le et al. 2021, arXiv:2104.02194): errors on each text's biasing words, per such word of the references.
-
-  A substitution or deletion belongs to the word of the reference. An inserted word counts here if it is one of the
-  same text's biasing words, and in `unbiased_wer` if not, so the errors of both add up to those of `wer`. A name of
-  several words is as many biasing words. `names` go through the normaliser too.
-  """
-  return _score("b_wer", references, hypotheses, languages, normaliser=normaliser, names=names)
-
-
-def unbiased_wer(
-  references: Sequence[str],
-  hypotheses: Sequence[str],
-  names: Sequence[Sequence[str]],
-  languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
-) -> Score:
-  """U-WER: the errors that `biased_wer` leaves, per word of the references that is no biasing word."""
-  return _score("u_wer", references, hypotheses, languages, normaliser=normaliser, names=names)
-
-
-def bleu(
-  references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
-) -> Score:
-  """Corpus BLEU (sacrebleu's defaults: 13a tokens, cased, exponential smoothing), one reference."""
-  return _score("bleu", references, hypotheses, languages)
-
-
-def chrf(
-  references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
-) -> Score:
-  """Corpus chrF (sacrebleu's defaults: characters to order 6, no words, beta 2), one reference."""
-  return _score("chrf", references, hypotheses, languages)
-
-
-def exact_match(
-  references: Sequence[str],
-  hypotheses: Sequence[str],
-  languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
-) -> Score:
-  """Percent of hypotheses equal to their reference after normalisation."""
-  return _score("exact", references, hypotheses, languages, normaliser=normaliser)
-
-
-def f1(
-  references: Sequence[str],
-  hypotheses: Sequence[str],
-  languages: Sequence[str] | None = None,
-  *,
-  normaliser: str = "basic-1",
-) -> Score:
-  """Mean over texts of the F1 of shared words; see `statistics.token_f1`."""
-  return _score("f1", references, hypotheses, languages, normaliser=normaliser)
-
-
-def joint_goal_accuracy(
-  references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
-) -> Score:
-  """Percent of dialogue states in which every slot has its value and no other has one: `statistics.dialogue_state`."""
-  return _score("jga", references, hypotheses, languages)
-
-
-def _score(metric: str, references, hypotheses, languages, **options) -> Score:
+  """A metric of texts, without intervals; `options` and errors as of `statistics_of`, `languages` of `score_of`."""
   return score_of(statistics_of(metric, references, hypotheses, **options), languages)
 
 

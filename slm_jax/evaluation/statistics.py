@@ -169,6 +169,12 @@ _COLUMNS = {"substitute": 0, "delete": 1, "insert": 2}
 def _biased_edits(
   references: list[str], hypotheses: list[str], words: list[frozenset[str]], *, biased: bool
 ) -> np.ndarray:
+  """Errors on each text's biasing words (B-WER, Le et al. 2021, arXiv:2104.02194), or on all others (U-WER).
+
+  A substitution or deletion belongs to the word of the reference. An inserted word counts as biased if it is one of
+  the same text's biasing words, so the errors of both add up to those of "wer". A name of several words is as many
+  biasing words.
+  """
   found = jiwer.process_words(references, hypotheses)
   rows = np.zeros((len(references), 4))
   for i, alignment in enumerate(found.alignments):
@@ -222,6 +228,8 @@ def _overlap(
   )
 
 
+# BLEU and chrF with sacrebleu's defaults and one reference; "exact": equal after normalisation; "f1": `token_f1`;
+# "jga": equal `dialogue_state`.
 METRICS = ("wer", "cer", "b_wer", "u_wer", "bleu", "chrf", "exact", "f1", "jga")
 # The lower, the better.
 ERROR_METRICS = frozenset({"wer", "cer", "b_wer", "u_wer"})

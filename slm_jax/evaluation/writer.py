@@ -11,11 +11,11 @@ from typing import Any
 from etils import epath
 
 from slm_jax.evaluation.bootstrap import Resampling
-from slm_jax.evaluation.html_page import write_whole
 from slm_jax.evaluation.provenance import Provenance, prompts
 from slm_jax.evaluation.runner import EvaluationResult, Prediction, TaskEvaluation
 from slm_jax.evaluation.score_summary import markdown
 from slm_jax.evaluation.scores import Score
+from slm_jax.evaluation.whole_file import write_whole
 from slm_jax.paths import run_folder
 
 FOLDER = "inference_eval"
@@ -126,16 +126,9 @@ def _table(scores: Mapping[str, Score]) -> dict[str, Any]:
   return {name: dataclasses.asdict(score) for name, score in scores.items()}
 
 
-def write_json_lines(path: epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_json_lines(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line, UTF-8, moved into place when complete."""
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with open(partial, "w", encoding="utf-8") as file:
-      for line in lines:
-        file.write(json_line(line))
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_whole(path, "".join(map(json_line, lines)).encode())
 
 
 def json_line(value: Mapping[str, Any]) -> str:

@@ -106,7 +106,7 @@ class AdapterRecipe:
   def speech_positions(self) -> Callable[[int, int], int]:
     """(samples, samples of the batch's longest) -> positions of the LM's encoder that this much speech
     takes at most. Reads no weights."""
-    encoder, reduction = _open_encoder(self).config, self.adapter.length_reduction
+    encoder, reduction = self._encoder().config, self.adapter.length_reduction
 
     def most(samples: int, longest: int) -> int:
       frames = encoder.num_frames(samples)
@@ -116,8 +116,11 @@ class AdapterRecipe:
 
     return most
 
+  def _encoder(self) -> Any:
+    return _open_encoder(self.speech_encoder, self.frozen_speech_encoder_dtype or self.frozen_dtype)
+
   def build(self) -> Built:
-    encoder, lm = _open_encoder(self), _open_language_model(self)
+    encoder, lm = self._encoder(), _open_language_model(self)
     if self.adapter.ctc_embeddings:
       _check_same_pieces(encoder, lm, self)
     # Frozen models do not drop out, and hear masked spectrograms only where the run asks for it.
@@ -171,10 +174,7 @@ def _heard_encoder(config: Any, recipe: "AdapterRecipe | RetrieverRecipe") -> An
   return dataclasses.replace(config.frozen(), **changes)
 
 
-def _open_encoder(recipe: "AdapterRecipe | RetrieverRecipe") -> Any:
-  base, dtype = recipe.speech_encoder, recipe.frozen_dtype
-  if isinstance(recipe, AdapterRecipe):
-    dtype = recipe.frozen_speech_encoder_dtype or dtype
+def _open_encoder(base: str | ConformerConfig, dtype: str) -> Any:
   if isinstance(base, str):
     return interop.open_speech_encoder(resolve_path(base), dtype=dtype)
   return _Shape(dataclasses.replace(base, weights="int8") if dtype == "int8" else base)
@@ -230,7 +230,7 @@ class RetrieverRecipe:
     _check_one_of("speech_encoder_dtype", self.speech_encoder_dtype, COMPUTE_TYPES)
 
   def build(self) -> Built:
-    encoder = _open_encoder(self)
+    encoder = _open_encoder(self.speech_encoder, self.frozen_dtype)
     reduction = self.retriever.towers.length_reduction
     if reduction.kind in CTC_KINDS and not encoder.config.vocab_size:
       raise UserError(

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from slm_jax.batch import Batch
 from slm_jax.data.augmentation import AugmentationConfig
-from slm_jax.data.batches import EvalExamples, TrainBatches
+from slm_jax.data.batches import TrainBatches
+from slm_jax.data.eval_examples import EvalExamples
 from slm_jax.data.seqio_cache import cache_task
 from slm_jax.data.share_stream import drop_over_long
 from slm_jax.data.speech_corpus import MiniSpeechSource

@@ -78,8 +78,8 @@ class Rows:
 
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_batches_have_the_padding_that_was_foretold(monkeypatch, num_shards):
-  monkeypatch.setattr(batches, "_provider", lambda *unused: PROVIDER)
-  monkeypatch.setattr(batches, "_contents", lambda *unused: {})
+  monkeypatch.setattr(batches, "open_provider", lambda *unused: PROVIDER)
+  monkeypatch.setattr(batches, "contents", lambda *unused: {})
   monkeypatch.setattr(batches, "ShareStream", Rows)
   buckets = search(realistic_mix(4_000, 0), LENGTHS, 24)
   run = batches.TrainBatches(
@@ -124,8 +124,8 @@ def test_shared_rows_of_the_lm_leave_little_padding():
 
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_batches_of_shared_rows_have_the_padding_that_was_foretold(monkeypatch, num_shards):
-  monkeypatch.setattr(batches, "_provider", lambda *unused: PROVIDER)
-  monkeypatch.setattr(batches, "_contents", lambda *unused: {})
+  monkeypatch.setattr(batches, "open_provider", lambda *unused: PROVIDER)
+  monkeypatch.setattr(batches, "contents", lambda *unused: {})
   monkeypatch.setattr(batches, "ShareStream", Rows)
   buckets = packed_bucket_search.search(
     realistic_mix(4_000, 0), LENGTHS, 24, 4, POSITIONS_PER_SECOND

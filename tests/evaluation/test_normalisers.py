@@ -48,7 +48,7 @@ def test_whispers_rules_are_those_of_transformers(text, spellings):
 
 def test_ids_give_different_scores_and_scores_say_which():
   reference, hypothesis = "It's twenty-two colours.", "it is 22 colors"
-  found = {n: scores.wer([reference], [hypothesis], normaliser=n) for n in NORMALISERS}
+  found = {n: scores.score("wer", [reference], [hypothesis], normaliser=n) for n in NORMALISERS}
   assert found["whisper-english-1"].value == 0.0
   assert found["whisper-basic-1"].value > 0 and found["none"].value == pytest.approx(400 / 3)
   assert all(score.normaliser == name for name, score in found.items())

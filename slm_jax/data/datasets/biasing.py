@@ -20,39 +20,26 @@ class Biased(Transcribe):
 
   Attributes:
     instructions: with {hints}.
-    distractors, pool, common_words, hint_share: as of `Hints`.
+    hints: which.
   """
 
   task: str = "biasing"
-  distractors: int = 50
-  pool: str
-  common_words: str = ""
-  hint_share: float = 1.0
+  hints: Hints
 
   def __post_init__(self):
     super().__post_init__()
-    _ = self._hints  # raises for what cannot be
     if any("{hints}" not in wording for wording in self.instructions):
       raise ValueError("every instruction of a biasing task needs {hints}")
 
   def utterance(self, record: SpeechRecord) -> Utterance:
     text = self.text(record)
-    hints = ", ".join(self._hints.words(text, self.rng(record, "hints")))
-    instruction = self.instruction(record, hints=hints)
+    listed = ", ".join(self.hints.words(text, self.rng(record, "hints")))
+    instruction = self.instruction(record, hints=listed)
     filled = self.filled(record, target=text, instruction=instruction, transcript=text)
-    return dataclasses.replace(filled, names="|".join(self._hints.own_words(text)))
+    return dataclasses.replace(filled, names="|".join(self.hints.own_words(text)))
 
   def describe(self) -> dict[str, Any]:
-    return {**super().describe(), **self._hints.describe()}
-
-  @property
-  def _hints(self) -> Hints:
-    return Hints(
-      pool=self.pool,
-      distractors=self.distractors,
-      common_words=self.common_words,
-      hint_share=self.hint_share,
-    )
+    return {**super().describe(), **self.hints.describe()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,9 @@ from slm_jax.data.datasets.corpus_source import CorpusSource
 from slm_jax.data.datasets.languages import code_of
 from slm_jax.data.datasets.recipes import Answer, Recipe, Transcribe, Translate
 from slm_jax.data.example_source import ExampleSource
+from slm_jax.data.hints import Hints
 from slm_jax.data.speech_tasks import add_speech_task
-
-METRICS = {
-  "transcription": ("wer", "cer"),
-  "translation": ("bleu", "chrf"),
-  "answer": ("exact",),
-}
+from slm_jax.evaluation.task_scores import KIND_METRICS
 
 # Where word lists and alignments lie, beside the archives that TFDS builds from.
 MANUAL_DIR = Path(
@@ -59,10 +55,10 @@ class CorpusTasks:
     self.names: list[str] = []
 
   def add(self, name: str, source: ExampleSource, kind: str) -> str:
-    """Registers one task of a kind of `METRICS`; returns its name."""
+    """Registers one task of a kind of `KIND_METRICS`; returns its name."""
     full = f"{self.prefix}_{name}"
     add_speech_task(
-      full, source, self.vocabulary, metrics=METRICS[kind], kind=kind, cached_only=False
+      full, source, self.vocabulary, metrics=KIND_METRICS[kind], kind=kind, cached_only=False
     )
     self.names.append(full)
     return full
@@ -139,19 +135,21 @@ class CorpusTasks:
     splits = _same(*speech_multiwoz.PARTS[config])
     builder = speech_multiwoz.SpeechMultiwoz
     source = _corpus(f"speech_multiwoz/{config}", builder, recipe, splits=splits)
-    return self.add(f"speech_multiwoz_{config}", source, "answer")
+    return self.add(f"speech_multiwoz_{config}", source, "dialogue_state")
 
   def biasing(self, distractors: int) -> str:
     """LibriSpeech with rare words of each utterance among distractors, as Le et al. train."""
     recipe = Biased(
       instructions=self.wordings["biasing"],
       lower_case=True,
-      distractors=distractors,
-      pool=str(BIASING_LISTS / "words" / "all_rare_words.txt"),
-      common_words=str(BIASING_LISTS / "words" / "common_words_5k.txt"),
+      hints=Hints(
+        distractors=distractors,
+        pool=str(BIASING_LISTS / "words" / "all_rare_words.txt"),
+        common_words=str(BIASING_LISTS / "words" / "common_words_5k.txt"),
+      ),
     )
     source = librispeech.librispeech(recipe)
-    return self.add(f"librispeech_biasing_{distractors}", source, "transcription")
+    return self.add(f"librispeech_biasing_{distractors}", source, "biasing")
 
   def listed_biasing(self, subset: str, size: int) -> str:
     """LibriSpeech's test-`subset` with the published lists of `size` words, as split "test"."""
@@ -159,7 +157,7 @@ class CorpusTasks:
     recipe = ListedBiasing(instructions=self.wordings["biasing"], lower_case=True, lists=lists)
     splits = {"test": (f"test_{subset}",)}
     source = CorpusSource(librispeech.NAME, recipe, splits, read=librispeech.read_record)
-    return self.add(f"librispeech_listed_biasing_{subset}_{size}", source, "transcription")
+    return self.add(f"librispeech_listed_biasing_{subset}_{size}", source, "biasing")
 
   def continuation(self) -> str:
     """The beginnings of LibriSpeech's utterances, continued."""

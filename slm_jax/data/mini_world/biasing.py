@@ -5,6 +5,7 @@ The LM learns from text alone that a list of names tells how a name is spelt: a 
 list does not hold the name, the sentence stays as it is: a list is a hint, not an order.
 """
 
+import re
 from collections.abc import Sequence
 
 from slm_jax.data.mini_world.names import sample_name
@@ -68,5 +69,6 @@ def biased_sentence(
   if listed:
     for name in names:
       if draws.chance(MISHEARD_PROBABILITY):
-        heard = heard.replace(name, mishear(name, draws))
+        # As a whole word: one name may begin another.
+        heard = re.sub(rf"\b{name}\b", mishear(name, draws), heard)
   return heard, candidates

@@ -9,7 +9,7 @@ import pytest
 from slm_jax.data.datasets.biasing import Biased, ListedBiasing
 from slm_jax.data.datasets.corpus import SpeechRecord
 from slm_jax.data.datasets.recipes import NotUsed
-from slm_jax.data.hints import names_in, write_pool
+from slm_jax.data.hints import Hints, names_in, write_pool
 from slm_jax.errors import UserError
 
 WORDINGS = ("Recognize this speech in {language}. It may contain: {hints}.",)
@@ -38,7 +38,7 @@ def test_names_are_capitals_inside_sentences():
 
 
 def test_own_words_among_distractors_that_are_not_said(pool):
-  recipe = Biased(instructions=WORDINGS, pool=pool, distractors=20)
+  recipe = Biased(instructions=WORDINGS, hints=Hints(pool=pool, distractors=20))
   orders = set()
   for n in range(40):
     utterance = recipe.utterance(record(n))
@@ -53,11 +53,12 @@ def test_own_words_among_distractors_that_are_not_said(pool):
 
 
 def test_some_lists_have_distractors_alone(pool):
-  recipe = Biased(instructions=WORDINGS, pool=pool, distractors=5, hint_share=0.5)
+  recipe = Biased(instructions=WORDINGS, hints=Hints(pool=pool, distractors=5, hint_share=0.5))
+  never = dataclasses.replace(recipe.hints, hint_share=0.0)
   with_own = sum("Marlow" in hints(recipe.utterance(record(n))) for n in range(200))
   assert 70 < with_own < 130
   assert not any(
-    "Marlow" in hints(dataclasses.replace(recipe, hint_share=0.0).utterance(record(n)))
+    "Marlow" in hints(dataclasses.replace(recipe, hints=never).utterance(record(n)))
     for n in range(50)
   )
 
@@ -65,9 +66,8 @@ def test_some_lists_have_distractors_alone(pool):
 def test_rare_words_are_those_that_are_not_common(pool, tmp_path):
   common = tmp_path / "common.txt"
   common.write_text("the\nair\nis\n")
-  recipe = Biased(
-    instructions=WORDINGS, pool=pool, common_words=str(common), distractors=3, lower_case=True
-  )
+  rare = Hints(pool=pool, common_words=str(common), distractors=3)
+  recipe = Biased(instructions=WORDINGS, hints=rare, lower_case=True)
   found = hints(recipe.utterance(record(1, "THE AIR IS CURIOUSLY INTERMINGLED")))
   assert {"curiously", "intermingled"} <= set(found) and len(found) == 5
 
@@ -77,7 +77,7 @@ def test_pool_of_a_corpus_and_its_limits(tmp_path):
   assert write_pool(path, ["Then Anna came.", "There was Bob, and Anna.", "Nobody."]) == 2
   assert path.read_text() == "Anna\nBob\n"
   for distractors, text in ((3, "Hello."), (2, "Then Anna came.")):
-    recipe = Biased(instructions=WORDINGS, pool=str(path), distractors=distractors)
+    recipe = Biased(instructions=WORDINGS, hints=Hints(pool=str(path), distractors=distractors))
     with pytest.raises(UserError, match=f"not said, fewer than distractors={distractors}"):
       recipe.utterance(record(1, text))
 
@@ -87,13 +87,16 @@ def test_pool_of_a_corpus_and_its_limits(tmp_path):
 )
 def test_settings_that_cannot_be(pool, changes):
   with pytest.raises(ValueError):
-    Biased(**{"instructions": WORDINGS, "pool": pool, **changes})
+    wordings = changes.pop("instructions", WORDINGS)
+    Biased(instructions=wordings, hints=Hints(**{"pool": pool, **changes}))
 
 
 def test_changed_word_lists_change_the_description(pool, tmp_path):
   other = tmp_path / "other.txt"
   other.write_text("Name\n")
-  first, second = (Biased(instructions=WORDINGS, pool=p).describe() for p in (pool, str(other)))
+  first, second = (
+    Biased(instructions=WORDINGS, hints=Hints(pool=p)).describe() for p in (pool, str(other))
+  )
   assert first["words"] != second["words"] and json.dumps(first)
 
 
