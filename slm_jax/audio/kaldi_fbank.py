@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slm_jax.audio.double_precision import in_double
 from slm_jax.audio.framing import cut_frames, sample_mask, to_float
 from slm_jax.audio.mel_filters import mel_filters
 
@@ -66,16 +67,7 @@ def kaldi_fbank(
   num_frames = config.num_frames(num_samples)
   audio = jnp.where(sample_mask(lengths, num_samples), to_float(audio), 0.0) * _FULL_SCALE
   frames = cut_frames(audio, window=_WINDOW, hop=_HOP, start=0, num_frames=max(1, num_frames))
-  # In two steps, the first of which is exact: what rounding would leave of a large offset is above
-  # the floor of silence.
-  frames = frames - jnp.round(jnp.mean(frames, axis=-1, keepdims=True))
-  frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
-  # Kaldi lets the first sample follow itself.
-  previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-  frames = frames - _PREEMPHASIS * previous
-  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / (_WINDOW - 1))
-  spectrum = jnp.fft.rfft(frames * np.power(hann, 0.85).astype(np.float32), n=_FFT_SIZE)
-  power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+  power = in_double(_power, frames)
   filters = mel_filters(
     num_mel_bins=config.num_mel_bins,
     fft_size=_FFT_SIZE,
@@ -90,6 +82,20 @@ def kaldi_fbank(
   features = jnp.log(jnp.maximum(mel, _FLOOR))[:, :num_frames]
   mask = jnp.arange(num_frames)[None] < config.num_frames(lengths)[:, None]
   return jnp.where(mask[..., None], features, 0.0), mask
+
+
+def _power(frames: jax.Array) -> jax.Array:
+  """Power spectra of frames [B, T, 400] in int16 steps: [B, T, 257], in the frames' precision."""
+  # In two steps, the first of which is exact: what rounding would leave of a large offset in fp32 is above
+  # the floor of silence.
+  frames = frames - jnp.round(jnp.mean(frames, axis=-1, keepdims=True))
+  frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+  # Kaldi lets the first sample follow itself.
+  previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+  frames = frames - _PREEMPHASIS * previous
+  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / (_WINDOW - 1))
+  spectrum = jnp.fft.rfft(frames * np.power(hann, 0.85).astype(frames.dtype), n=_FFT_SIZE)
+  return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
 def normalise_bins(features: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,9 +1,12 @@
 """Kaldi's filterbank against transformers' extractor of w2v-BERT 2.0."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soxr
 import transformers
 
 from slm_jax.audio.kaldi_fbank import KaldiFbankConfig, kaldi_fbank, normalise_bins, stack_pairs
@@ -39,14 +42,39 @@ def test_features_are_theirs(extractor, size, loudness):
   features, mask, pairs, pair_mask = extract(wave[None], jnp.array([size]))
   assert mask.all() and CONFIG.num_frames(size) == mask.shape[1]
   raw = extractor._extract_fbank_features(as_float(wave))
-  # The lowest bins hold a hundred-millionth of a loud frame's power: fp32's last digits.
-  np.testing.assert_allclose(features[0], raw, atol=3e-4)
+  np.testing.assert_allclose(features[0], raw, atol=1e-5)
   theirs = extractor(as_float(wave), sampling_rate=16_000, return_tensors="np")
   expected = np.asarray(theirs["input_features"][0])
   real = np.asarray(theirs["attention_mask"][0]).astype(bool)
   assert pairs[0].shape == expected.shape
   np.testing.assert_array_equal(pair_mask[0], real)
   np.testing.assert_allclose(pairs[0][real], expected[real], atol=1e-4)
+
+
+def test_bins_that_hold_only_the_rounding_of_samples(extractor):
+  """Speech of half the bandwidth at twice its rate: above 4 kHz there is what int16 leaves."""
+  wave = soxr.resample(noise(16_000, loudness=4_000), 8_000, 16_000).astype(np.int16)
+  features, mask, pairs, pair_mask = extract(wave[None], jnp.array([len(wave)]))
+  assert features[0, :, :40].mean() - features[0, :, -10:].mean() > 10
+  expected = extractor(as_float(wave), sampling_rate=16_000, return_tensors="np")["input_features"]
+  np.testing.assert_allclose(pairs[0][pair_mask[0]], expected[0], atol=2e-5)
+
+
+def test_the_same_within_a_scan_and_beside_a_gradient():
+  wave, lengths = noise(2, 8_000), jnp.array([8_000, 5_000])
+  expected = extract(wave, lengths)[0]
+
+  def loss(scale, wave):
+    features, _ = kaldi_fbank(wave, lengths, CONFIG)
+    return scale * jnp.sum(features), features
+
+  def step(total, wave):
+    (_, features), slope = jax.value_and_grad(loss, has_aux=True)(1.0, wave)
+    return total + slope, features
+
+  total, features = jax.jit(lambda waves: jax.lax.scan(step, 0.0, waves))(wave[None])
+  np.testing.assert_array_equal(features[0], expected)
+  np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
 
 
 def test_tone_with_an_offset_and_a_silent_stretch(extractor):
@@ -61,6 +89,13 @@ def test_tone_with_an_offset_and_a_silent_stretch(extractor):
   np.testing.assert_allclose(features[0].min(), np.log(2.0**-23), atol=1e-5)
   for frame in (15, 40):
     assert np.ptp(features[0, frame]) == 0
+
+
+def test_programs_for_tpus_hold_nothing_of_float64():
+  traced = extract.trace(noise(1, 8_000), jnp.array([8_000]))
+  for platform, doubles in (("tpu", False), ("cpu", True)):
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert bool(re.search(r"[x<]f64>", program)) is doubles
 
 
 def test_too_short_for_a_frame_or_a_pair_and_silence():
