@@ -9,7 +9,9 @@ from benchmarks.study import conditions, report, scoring
 from benchmarks.study.runs import EXPERIMENT, RUNS
 from slm_jax import config
 from slm_jax.data.eval_examples import SpeechExample
+from slm_jax.data.speech_corpus import MiniSpeechSource
 from slm_jax.training.loop import describe
+from tasks import mini_study
 
 
 def built(run):
@@ -32,6 +34,26 @@ def test_every_run_is_another_and_changes_what_it_says():
   assert changed["depth4"] == {"model.adapter.num_layers"}
   assert changed["text_first"] == {"model.speech_first"}
   assert changed["lora"] == {"model.lora_rank", "model.trainable"}
+
+
+class LengthSynthesizer:
+  """As many samples as the text has letters, times 100, at 16 kHz."""
+
+  def synthesize(self, text, language, voice, seed, *, vary):
+    return np.ones(100 * len(text), np.float32), 16_000
+
+
+def test_deaf_speech_is_another_sentence_of_the_same_language():
+  deaf = mini_study.DeafSpeech("repeat", {"train": 8}, seed=1, synthesizer=LengthSynthesizer)
+  honest = MiniSpeechSource("repeat", {"train": 12}, seed=1, synthesizer=LengthSynthesizer)
+  found = list(deaf.make_examples("train", 0, 8))
+  others = list(honest.make_examples("train", 0, 12))
+  assert len(found) == 8
+  for index, example in enumerate(found):
+    assert {**example, "audio": b""} == {**others[index], "audio": b""}
+    said = others[index + 4]
+    assert example["audio"] == said["audio"] and example["language"] == said["language"]
+    assert example["transcript"] != said["transcript"]
 
 
 def spoken(index):
