@@ -91,7 +91,7 @@ def test_frames_and_logits_are_theirs(loaded, name):
     frames, logits = reference(theirs, wave)
     counts.append(len(frames))
     np.testing.assert_allclose(out.frames[row, : len(frames)], frames, atol=1e-4)
-    np.testing.assert_allclose(out.ctc_logits[row, : len(frames)], logits, atol=2e-4)
+    np.testing.assert_allclose(out.ctc_logits[row, : len(frames)], logits, atol=1e-4)
   contract.check_frame_counts(ours, AUDIO, LENGTHS, counts)
 
 
@@ -198,4 +198,4 @@ def test_real_recordings(loaded):
     frames, logits = reference(theirs, wave)
     assert int(out.mask[row].sum()) == len(frames) > 0
     np.testing.assert_allclose(out.frames[row, : len(frames)], frames, atol=1e-4)
-    np.testing.assert_allclose(out.ctc_logits[row, : len(frames)], logits, atol=2e-4)
+    np.testing.assert_allclose(out.ctc_logits[row, : len(frames)], logits, atol=1e-4)
