@@ -17,9 +17,11 @@ $(STAMP): setup.py constraints.txt
 	touch $@
 
 # The tests' extra holds torch: the independent reference that parity tests compare with.
+# xpk is there for its parser, in a folder of its own: it pins other versions than ours of packages that both need.
 $(VENV)/.installed-test: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mini,test]"
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/xpk "xpk==$$(sed -n 's/^xpk==//p' constraints.txt)"
 	touch $@
 
 demo: $(STAMP)
