@@ -70,7 +70,8 @@ TINY_LM = T5Config(
 
 
 def _random_params(module, *inputs) -> dict:
-  return nn.unbox(module.init(jax.random.key(0), *inputs)["params"])
+  # In one program: operation by operation, each shape of each operation would be compiled.
+  return nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs)["params"])
 
 
 @pytest.fixture(scope="session")
