@@ -35,8 +35,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Files in the order of tests/conftest.py: pytest-xdist's own begins with those of the most tests, not the longest.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 golden: $(STAMP)
 	$(BIN)/python benchmarks/golden.py --model_dir $(MODEL_DIR)

@@ -35,6 +35,23 @@ from slm_jax.models.t5 import T5, T5Config  # noqa: E402
 assert jax.device_count() == 8, f"tests need 8 virtual devices, got {jax.device_count()}"
 
 
+# Files of minutes, the longest first: one that began late would keep a single worker busy after all others have ended.
+LONGEST = (
+  "test_end_to_end.py",
+  "launch/test_preflight.py",
+  "training/test_loop.py",
+  "training/test_processes.py",
+  "training/test_retriever_run.py",
+  "training/test_frame_cache.py",
+  "data/test_batches.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory) -> Path:
   """A SentencePiece model of 64 pieces over a few letters: pad 0, EOS 1, unknown 2."""
@@ -70,7 +87,8 @@ TINY_LM = T5Config(
 
 
 def _random_params(module, *inputs) -> dict:
-  return nn.unbox(module.init(jax.random.key(0), *inputs)["params"])
+  # In one program: operation by operation, each shape of each operation would be compiled.
+  return nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs)["params"])
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ LENGTH = 20
 def given():
   """(parameters, memory [6, 5, 16], mask)."""
   tokens = jnp.ones((1, 2), jnp.int32)
-  params = nn.unbox(T5(CONFIG).init(jax.random.key(0), tokens, tokens > 0, tokens)["params"])
+  params = nn.unbox(
+    jax.jit(T5(CONFIG).init)(jax.random.key(0), tokens, tokens > 0, tokens)["params"]
+  )
   memory = jax.random.normal(jax.random.key(1), (6, 5, 16)) * 4
   return params, memory, jnp.arange(5) < jnp.array([5, 4, 3, 5, 1, 2])[:, None]
 

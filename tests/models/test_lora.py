@@ -13,7 +13,7 @@ from slm_jax.training import parameters
 from slm_jax.training.config import FakeDatasetConfig
 from slm_jax.training.recipes import AdapterRecipe
 from slm_jax.training.restore import load_speech_language_model
-from tests.models.test_t5 import DECODER_TOKENS, MASK, MT5, T5, TOKENS
+from tests.models.test_t5 import DECODER_TOKENS, MASK, MT5, T5, TOKENS, init
 from tests.training.test_recipes import ADAPTER
 from tests.untrained_runs import save_untrained
 
@@ -25,13 +25,12 @@ TRAINABLE = "adapter/.*|language_model/.*/lora_(down|up)"
 
 
 def logits(config, params):
-  return np.asarray(T5(config).apply({"params": params}, TOKENS, MASK, DECODER_TOKENS))
+  found = jax.jit(T5(config).apply)({"params": params}, TOKENS, MASK, DECODER_TOKENS)
+  return np.asarray(found)
 
 
 def test_updates_are_kernels_of_low_rank_and_start_at_none():
-  fresh = parameters.flatten(
-    nn.unbox(T5(LORA).init(jax.random.key(0), TOKENS, MASK, DECODER_TOKENS)["params"])
-  )
+  fresh = parameters.flatten(nn.unbox(init(LORA)))
   added = {path for path in fresh if "lora" in path}
   attentions = {
     "encoder/layers/attention",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -58,9 +59,14 @@ def make_config(tmp_path, bases, **changes) -> TrainConfig:
   return TrainConfig(**(fields | changes))
 
 
-def losses(config) -> list[float]:
-  from pathlib import Path
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_bases):
+  """(config, result) of a run that nothing has interrupted; nothing changes its folder."""
+  config = make_config(tmp_path_factory.mktemp("whole"), tiny_bases)
+  return config, train(config, FakeBatches(DATASET), run_text="# operative\n")
 
+
+def losses(config) -> list[float]:
   return [line["loss"] for line in read_scalars(Path(config.model_dir) / "train.jsonl")]
 
 
@@ -75,13 +81,12 @@ def assert_same(a: dict, b: dict):
     np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-def test_only_the_adapter_moves_and_is_saved(tmp_path, tiny_bases):
-  config = make_config(tmp_path, tiny_bases)
+def test_only_the_adapter_moves_and_is_saved(whole, tmp_path, tiny_bases):
+  config, result = whole
   before = config.model.build().loaded
-  result = train(config, FakeBatches(DATASET))
   assert_same(before, jax.device_get(result.frozen))
   assert set(result.state.params) == {"adapter"}
-  saved = restore_trained(tmp_path / "run" / "checkpoint_6")
+  saved = restore_trained(Path(config.model_dir) / "checkpoint_6")
   assert_same(saved, jax.device_get(result.state.params))
   fresh = train(make_config(tmp_path / "b", tiny_bases, total_steps=1), FakeBatches(DATASET))
   moved = [
@@ -97,10 +102,8 @@ def test_only_the_adapter_moves_and_is_saved(tmp_path, tiny_bases):
   assert moments == 2 * parameters.count(saved)
 
 
-def test_model_dir_holds_what_a_t5x_user_looks_for(tmp_path, tiny_bases):
-  config = make_config(tmp_path, tiny_bases)
-  train(config, FakeBatches(DATASET), run_text="# operative\n")
-  folder = tmp_path / "run"
+def test_model_dir_holds_what_a_t5x_user_looks_for(whole):
+  folder = Path(whole[0].model_dir)
   assert (folder / "config.gin").read_text() == "# operative\n"
   info = (folder / "model-info.txt").read_text()
   assert "adapter/projection/kernel" in info and "trained" in info and "frozen" in info
@@ -109,14 +112,13 @@ def test_model_dir_holds_what_a_t5x_user_looks_for(tmp_path, tiny_bases):
   assert json.loads((folder / "memory.json").read_text())["argument_bytes"] > 0
 
 
-def test_resume_equals_uninterrupted_bitwise(tmp_path, tiny_bases):
-  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
+def test_resume_equals_uninterrupted_bitwise(whole, tmp_path, tiny_bases):
   cut = make_config(tmp_path / "cut", tiny_bases)
   # Same schedule (constant), so stopping at step 3 and asking for 6 is the same run continued.
   train(dataclasses.replace(cut, total_steps=3), FakeBatches(DATASET))
   resumed = train(cut, FakeBatches(DATASET))
-  assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
-  assert losses(make_config(tmp_path / "whole", tiny_bases)) == losses(cut)
+  assert_same(jax.device_get(whole[1].state.params), jax.device_get(resumed.state.params))
+  assert losses(whole[0]) == losses(cut)
 
 
 def test_state_stays_where_it_is_so_that_the_compilation_cache_knows_a_resumed_run(
@@ -131,9 +133,7 @@ def test_state_stays_where_it_is_so_that_the_compilation_cache_knows_a_resumed_r
   assert PartitionSpec("fsdp", "tensor") in specs
 
 
-def test_sigterm_saves_and_resumes_exactly(tmp_path, tiny_bases):
-  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
-
+def test_sigterm_saves_and_resumes_exactly(whole, tmp_path, tiny_bases):
   class Interrupted(FakeBatches):
     def __next__(self):
       if self._index == 4:
@@ -145,7 +145,7 @@ def test_sigterm_saves_and_resumes_exactly(tmp_path, tiny_bases):
   assert not stopped.finished and stopped.step < 6
   resumed = train(config, FakeBatches(DATASET))
   assert resumed.finished
-  assert_same(jax.device_get(whole.state.params), jax.device_get(resumed.state.params))
+  assert_same(jax.device_get(whole[1].state.params), jax.device_get(resumed.state.params))
 
 
 def test_sigterm_before_there_is_something_to_save_ends_at_once(monkeypatch, capsys):
@@ -209,24 +209,23 @@ def test_microbatches_change_only_rounding(tmp_path, tiny_bases):
   np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
 
 
-def test_moments_in_host_memory_change_nothing_but_their_place(tmp_path, tiny_bases):
-  near = make_config(tmp_path / "near", tiny_bases)
+def test_moments_in_host_memory_change_nothing_but_their_place(whole, tmp_path):
+  near, expected = whole
   optimizer = dataclasses.replace(near.optimizer, state_memory="pinned_host")
   far = dataclasses.replace(near, model_dir=str(tmp_path / "far"), optimizer=optimizer)
-  expected = train(near, FakeBatches(DATASET)).state
   train(dataclasses.replace(far, total_steps=3), FakeBatches(DATASET))
   resumed = train(far, FakeBatches(DATASET)).state
-  assert_same(jax.device_get(expected.params), jax.device_get(resumed.params))
+  assert_same(jax.device_get(expected.state.params), jax.device_get(resumed.params))
   kinds = {x.sharding.memory_kind for x in jax.tree.leaves(resumed.opt_state) if x.ndim}
   assert kinds == {"pinned_host"}
 
 
-def test_another_config_in_the_same_model_dir_is_refused(tmp_path, tiny_bases):
-  train(make_config(tmp_path, tiny_bases), FakeBatches(DATASET))
-  before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*"))
+def test_another_config_in_the_same_model_dir_is_refused(whole):
+  folder = Path(whole[0].model_dir)
+  before = sorted((f, f.stat().st_mtime_ns) for f in folder.rglob("*"))
   with pytest.raises(UserError, match=r"random_seed=0.*1"):
-    train(make_config(tmp_path, tiny_bases, random_seed=1), FakeBatches(DATASET))
-  assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "run").rglob("*")) == before
+    train(dataclasses.replace(whole[0], random_seed=1), FakeBatches(DATASET))
+  assert sorted((f, f.stat().st_mtime_ns) for f in folder.rglob("*")) == before
 
 
 def test_a_run_of_an_older_version_goes_on_with_what_new_fields_are_by_default(
@@ -274,7 +273,7 @@ class Poisoned(FakeBatches):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_examples_and_checkpoint(
-  tmp_path, tiny_bases
+  whole, tmp_path, tiny_bases
 ):
   config = make_config(tmp_path, tiny_bases, checkpoint_period=2)
   with pytest.raises(UserError, match=r"step 4: loss nan.*fake-3-0, fake-3-1.*/checkpoint_2"):
@@ -284,9 +283,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_examples_and_checkpoint(
   assert json.loads(lines[0])["example_ids"] == [f"fake-3-{row}" for row in range(8)]
   assert not (tmp_path / "run" / "checkpoint_4").exists()
   # The same batch with numbers in it: the run goes on as if nothing had happened.
-  whole = train(make_config(tmp_path / "whole", tiny_bases), FakeBatches(DATASET))
   assert_same(
-    jax.device_get(whole.state.params),
+    jax.device_get(whole[1].state.params),
     jax.device_get(train(config, FakeBatches(DATASET)).state.params),
   )
 
@@ -350,9 +348,8 @@ def test_a_frozen_encoder_hears_masked_spectrograms_where_the_run_asks_for_it(tm
   assert losses(plain) != losses(other)
 
 
-def test_trained_adapter_answers_and_another_base_is_refused(tmp_path, tiny_bases):
-  config = make_config(tmp_path, tiny_bases)
-  train(config, FakeBatches(DATASET))
+def test_trained_adapter_answers_and_another_base_is_refused(whole):
+  config = whole[0]
   model, step = load_speech_language_model(
     config.model, config.model_dir, step=None, max_samples=4000
   )
