@@ -46,6 +46,10 @@ LengthReductionConfig.factor = 2
 """
 
 
+# What hangs ends; a busy machine may take its time.
+PATIENCE = 600
+
+
 def free_port() -> int:
   with socket.create_server(("", 0)) as server:
     return server.getsockname()[1]
@@ -78,14 +82,14 @@ class Job:
     ]
 
   def wait_for_step(self, step: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not any(line["step"] >= step for line in read_scalars(self.lines)):
       assert time.monotonic() < deadline
       dead = [p for p in self.processes if p.poll() is not None]
       assert not dead, dead[0].stderr.read()[-3000:]
       time.sleep(0.05)
 
-  def end(self, timeout: float = 240) -> list[tuple[int, list[str]]]:
+  def end(self, timeout: float = PATIENCE) -> list[tuple[int, list[str]]]:
     """Status and lines of stderr that are ours, by process."""
     found = []
     try:
