@@ -25,7 +25,7 @@ class CompiledSteps:
     shardings = jax.tree.map(lambda x: x.sharding, state)
     self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     self._mesh = shardings.step.mesh
-    self._compiled: dict[tuple, Callable] = {}
+    self._compiled: dict[tuple, jax.stages.Compiled] = {}
     self._max_shapes = max_shapes
     self._report = report
     self.memory: dict[str, int] = {}
@@ -37,7 +37,14 @@ class CompiledSteps:
       self._compiled[key] = self._compile(shapes, state, frozen, batch)
     return self._compiled[key](state, frozen, batch)
 
-  def _compile(self, shapes: tuple, state: TrainState, frozen: dict, batch: Batch) -> Callable:
+  @property
+  def programs(self) -> list[jax.stages.Compiled]:
+    """What was compiled so far, a program for each batch shape."""
+    return list(self._compiled.values())
+
+  def _compile(
+    self, shapes: tuple, state: TrainState, frozen: dict, batch: Batch
+  ) -> jax.stages.Compiled:
     if len(self._compiled) == self._max_shapes:
       raise UserError(
         f"a batch of shapes {shapes} came after {self._max_shapes} declared ones; add it to "
