@@ -9,13 +9,13 @@ threads run different operations is divided among them. `traced_seconds` beside 
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import op_profile
 import slm
@@ -51,8 +51,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--output", help="the JSON goes here too")
   flags = parser.parse_args()
-  # As the command line does where there is no accelerator.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  jax.config.update("jax_platforms", "cpu")  # whose traces are read
   matrix = np.random.default_rng(1).normal(size=(slm.MATMUL_SIZE,) * 2).astype(np.float32)
   with tempfile.TemporaryDirectory() as flags.folder:
     slm.make_weights(flags.folder)

@@ -8,6 +8,7 @@ import jax
 
 from slm_jax.batch import Batch
 from slm_jax.errors import UserError
+from slm_jax.training.host_memory import release_freed
 from slm_jax.training.step import TrainState
 
 
@@ -53,6 +54,7 @@ class CompiledSteps:
     began = time.perf_counter()
     with jax.set_mesh(self._mesh):  # the model pins its activations to the mesh
       compiled = self._jitted.lower(state, frozen, batch).compile()
+    release_freed()
     memory = compiled.memory_analysis()
     assert memory is not None, "every XLA back end analyses its memory"
     sizes = {
