@@ -58,7 +58,9 @@ def main() -> None:
     ours = slm.Ours(flags)
   ours.step()  # compiles
   (compiled,) = ours.train_step.programs
-  program = op_profile.operations(compiled.as_text())
+  hlo = compiled.as_text()
+  assert hlo is not None, "programs of a CPU have a text"
+  program = op_profile.operations(hlo)
   ours.matmul(matrix)
   matmuls = [seconds_of(lambda: ours.matmul(matrix)) for _ in range(flags.rounds)]
   steps = [seconds_of(ours.step) for _ in range(flags.rounds)]
